@@ -1,0 +1,324 @@
+"""Values and protocols that cross folders: NumPy only, importable on Python 3.10 without torch.
+
+`Episode -> Window -> TrainingBatch -> loss` and `Observation -> condition -> field -> sampler -> ActionChunk -> robot`
+meet here. SI units, radians, REP-103 axes; units that are not SI (pixels) are named (`px`). In values time is float64
+seconds (`stamp_s`); on disk it is int64 nanoseconds (`stamp_ns`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64, UInt8
+
+CONTRACT_VERSION = 1
+CLOCK = "t=0 noise, t=1 data"
+
+
+class KineflowError(Exception):
+    """A failure whose message names the thing, the value and the remedy; the command line prints it without a trace."""
+
+
+class ContractError(KineflowError):
+    """Two sides of a border (checkpoint, store, environment, robot) disagree."""
+
+
+@dataclass(frozen=True)
+class VectorSpec:
+    """Meaning of each dimension of an action or state vector `[A]`.
+
+    `low`/`high` bound the value (infinite: unbounded); `max_rate` bounds its change per second (infinite: unbounded).
+    """
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    frame: str
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    max_rate: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.max_rate:
+            object.__setattr__(self, "max_rate", (math.inf,) * len(self.names))
+        for name in ("units", "low", "high", "max_rate"):
+            if len(getattr(self, name)) != len(self.names):
+                raise ContractError(
+                    f"VectorSpec.{name} has {len(getattr(self, name))} entries for {len(self.names)} names {self.names}; "
+                    "give one entry per dimension"
+                )
+        for name, low, high in zip(self.names, self.low, self.high):
+            if not low < high:
+                raise ContractError(f"VectorSpec dimension '{name}': low {low} is not below high {high}")
+
+    @property
+    def size(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """One low-dimensional stream: its vector and nominal rate in Hz."""
+
+    vector: VectorSpec
+    rate_hz: float
+
+
+@dataclass(frozen=True)
+class CameraSpec:
+    """One camera stream of uint8 RGB images `[H, W, 3]`."""
+
+    height: int
+    width: int
+    rate_hz: float
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a store, environment or robot offers, or a policy needs: named features, cameras and the action."""
+
+    features: Mapping[str, FeatureSpec]
+    action: FeatureSpec
+    cameras: Mapping[str, CameraSpec] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the policy sees, over the last `T` observation steps, oldest first. `*B` is any batch shape."""
+
+    state: Float[np.ndarray, "*B T S"]
+    stamp_s: Float[np.ndarray, "*B T"]
+    images: Mapping[str, UInt8[np.ndarray, "*B T H W 3"]] = field(default_factory=dict)
+    goal: Mapping[str, np.ndarray] = field(default_factory=dict)  # "image", "pose", "point" or "video" -> array
+    instruction: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """Actions in physical units, `step_s` apart, answering the observation of `stamp_s`."""
+
+    actions: Float[np.ndarray, "*B H A"]
+    step_s: float
+    stamp_s: Float[np.ndarray, "*B"]
+    stop_probability: Float[np.ndarray, "*B"] | None = None
+
+
+@dataclass(frozen=True)
+class CommittedPrefix:
+    """Actions of the previous chunk that will be executed whatever is sampled now (Real-Time Chunking)."""
+
+    actions: Float[np.ndarray, "B H A"]
+    soft_mask: Float[np.ndarray, "B H"]  # 1: keep, 0: free
+    delay: int  # actions consumed until the new chunk arrives
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """How to sample: one seed per row, so that a row's noise does not depend on who shares its batch.
+
+    `steps` and `guidance_scale` override the contract's values when given.
+    """
+
+    seeds: Int64[np.ndarray, "B"]
+    steps: int | None = None
+    guidance_scale: float | None = None
+    prefix: CommittedPrefix | None = None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One recorded stream: values along time and the sensor's own clock, int64 ns, strictly increasing."""
+
+    values: np.ndarray  # [T, ...]
+    stamp_ns: Int64[np.ndarray, "T"]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One demonstration. Every stream keeps its own timestamps; `action` is one of the streams."""
+
+    streams: Mapping[str, Stream]
+    instruction: str = ""
+    success: bool | None = None
+    source: str = ""
+    clock: str = "sensor"  # or e.g. "nominal_10hz" for data recorded without sensor clocks
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """Statistics of one feature over the training split, one value per dimension."""
+
+    count: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+    q01: tuple[float, ...]
+    q99: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Horizons:
+    """Steps observed, predicted and executed: see the diagram in datasets/windows.py."""
+
+    observation: int
+    prediction: int
+    execution: int
+
+    def __post_init__(self) -> None:
+        if min(self.observation, self.prediction, self.execution) < 1 or self.execution > self.prediction:
+            raise ContractError(f"horizons need observation >= 1 and 1 <= execution <= prediction, got {self}")
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """How the head was trained and is sampled; enough to rebuild the Field without the training code."""
+
+    path: str
+    prediction: str
+    solver: str
+    steps: int
+    guidance_scale: float = 1.0
+    clock: str = CLOCK
+
+
+@dataclass(frozen=True)
+class GoldenPair:
+    """One input and the output it gave when the checkpoint was written: replayed on load to catch silent drift."""
+
+    state: tuple[tuple[float, ...], ...]  # [T, S]
+    seed: int
+    actions: tuple[tuple[float, ...], ...]  # [H, A]
+
+
+@dataclass(frozen=True)
+class PolicyContract:
+    """One JSON file in each checkpoint: what the policy needs, what it emits, and how it was made."""
+
+    interface: Interface
+    horizons: Horizons
+    sampler: SamplerSpec
+    statistics: Mapping[str, FeatureStatistics]
+    dataset_hash: str
+    versions: Mapping[str, str]
+    golden: GoldenPair
+    contract_version: int = CONTRACT_VERSION
+
+    def __post_init__(self) -> None:
+        for name in [*self.interface.features, "action"]:
+            if name not in self.statistics:
+                raise ContractError(
+                    f"feature '{name}' is declared but has no normalisation statistics (have: {sorted(self.statistics)}); "
+                    "recompute them with `kineflow data info --statistics STORE` and train again"
+                )
+
+    def require(self, offered: Interface, where: str) -> None:
+        """Raise ContractError unless `offered` provides what this policy needs; `where` names the other side."""
+        problems = list(interface_differences(self.interface, offered))
+        if problems:
+            raise ContractError(f"{where} does not match the policy contract:\n  " + "\n  ".join(problems))
+
+
+def interface_differences(needed: Interface, offered: Interface) -> Iterator[str]:
+    """One line per mismatch: the field, both values, the remedy. Extra features and cameras on offer are fine."""
+    for name, spec in needed.features.items():
+        if name not in offered.features:
+            yield (
+                f"feature '{name}': the policy needs it, offered are {sorted(offered.features)}; "
+                "record or map the feature, or train a policy without it"
+            )
+        else:
+            yield from _feature_differences(f"feature '{name}'", spec, offered.features[name])
+    for name, camera in needed.cameras.items():
+        if name not in offered.cameras:
+            yield f"camera '{name}': the policy needs it, offered are {sorted(offered.cameras)}; rename or add the camera"
+        elif camera != offered.cameras[name]:
+            yield f"camera '{name}': the policy needs {camera}, offered is {offered.cameras[name]}; resize or retrain"
+    yield from _feature_differences("action", needed.action, offered.action)
+
+
+def _feature_differences(what: str, needed: FeatureSpec, offered: FeatureSpec) -> Iterator[str]:
+    if not math.isclose(needed.rate_hz, offered.rate_hz, rel_tol=1e-6):
+        yield (
+            f"{what}: rate_hz is {needed.rate_hz:g} in the policy and {offered.rate_hz:g} here; "
+            f"resample the data to {needed.rate_hz:g} Hz or train at {offered.rate_hz:g} Hz"
+        )
+    if needed.vector.size != offered.vector.size:
+        yield (
+            f"{what}: shape is [{needed.vector.size}] {needed.vector.names} in the policy and "
+            f"[{offered.vector.size}] {offered.vector.names} here; use the data it was trained for or retrain"
+        )
+        return
+    for name in ("names", "units", "frame", "low", "high", "max_rate"):
+        mine, theirs = getattr(needed.vector, name), getattr(offered.vector, name)
+        if mine != theirs:
+            yield f"{what}: {name} is {mine} in the policy and {theirs} here; convert the data or retrain the policy"
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Pure and batched: the same observation, request and weights give the same chunk; memory lives in wrappers.
+
+    Conformance suite: tests/contracts/policy_suite.py.
+    """
+
+    @property
+    def contract(self) -> PolicyContract: ...
+
+    def predict(self, observation: Observation, request: SamplingRequest) -> ActionChunk:
+        """Observation `[B, T, ...]` and seeds `[B]` to an ActionChunk `[B, H, A]` in physical units."""
+        ...
+
+
+@runtime_checkable
+class EpisodeStore(Protocol):
+    """Committed episodes by index; conformance suite: tests/contracts/store_suite.py."""
+
+    @property
+    def interface(self) -> Interface: ...
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "E"]:
+        """Steps of each committed episode."""
+        ...
+
+    def episode(self, index: int) -> Episode:
+        """Read and verify one episode."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hash of the sorted segment list: equal for equal contents."""
+        ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """One batch of training windows, still in physical units."""
+
+    state: Float[np.ndarray, "B T S"]
+    action: Float[np.ndarray, "B H A"]
+    state_is_pad: Bool[np.ndarray, "B T"]
+    action_is_pad: Bool[np.ndarray, "B H"]
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, tuples and infinities to what JSON can hold; an infinite bound becomes the string "inf"/"-inf"."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_plain(v) for v in value]
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return value
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON of a contract value; NaN is refused."""
+    return json.dumps(to_plain(value), indent=2, allow_nan=False) + "\n"
