@@ -1,0 +1,56 @@
+"""The Field: the only thing solvers, guidance and composition see. A trained head becomes one through `HeadField`.
+
+    x canonical --scale c--> x_M --head--> raw --convert--> a_hat        c = alpha_M / alpha = sigma_M / sigma
+    lambda --from_lambda--> t_M ----^
+
+A Field's state is always in the canonical variance-preserving scaling, alpha = sqrt(sigmoid(2 lambda)),
+alpha^2 + sigma^2 = 1, so heads trained on different paths answer the same question (specification: section 5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kineflow.policies.paths import NoisePath
+from kineflow.policies.predictions import Prediction, network_input, to_denoised
+
+Chunk = Float[Tensor, "B H A"]
+Level = Float[Tensor, "B *per_action"]  # one noise level per row [B] or per action [B, H]
+Tokens = Float[Tensor, "B N D"]
+
+
+class Head(Protocol):
+    """A network with its own path and prediction type."""
+
+    def __call__(self, x: Chunk, t: Level, condition: Tokens | None) -> Chunk:
+        """Noisy chunk `x`, time t in [0, 1] (0 noise, 1 data; one per row `[B]` or per action `[B, H]`), condition tokens."""
+        ...
+
+
+class Field(Protocol):
+    """The denoised chunk E[a | x, lambda, condition]; rows never look at each other."""
+
+    def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
+        """`x` in the canonical scaling at lambda `[B]` or `[B, H]`; -inf (noise) and +inf (data) are legal."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeadField:
+    """A head as a Field: match lambda, rescale, call, convert. Lambda beyond the path's range is held at the nearer end."""
+
+    head: Head
+    path: NoisePath
+    prediction: Prediction
+
+    def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
+        t = self.path.from_lambda(lam)
+        point = self.path.at(t).over(x)
+        scaled = torch.hypot(point.alpha, point.sigma) * x
+        raw = self.head(network_input(self.prediction, scaled, point), t, condition)
+        return to_denoised(self.prediction, raw.to(x.dtype), scaled, point).sample

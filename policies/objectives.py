@@ -1,0 +1,169 @@
+"""What is trained and how it is sampled: flow matching, diffusion, and two baselines without noise levels.
+
+Flow matching and diffusion are one thing with different defaults: draw a time t and noise eps, mix them with the chunk a,
+
+    x_t = alpha_t a + sigma_t eps            CondOT: x_t = t a + (1 - t) eps,  velocity a - eps
+
+and regress what the head predicts. Changing the path, the density of t, the weight or the prediction type changes training,
+never the minimiser (specification: generative core, section 2), so heads trained differently remain composable.
+
+Actions are normalised. `condition` is the encoder's tokens; for guidance the policy has already replaced a share
+`condition_dropout` of its rows by the null condition when it calls `loss`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from kineflow.contracts import KineflowError, SamplerSpec
+from kineflow.policies.field import Chunk, Field, Head, HeadField, Tokens
+from kineflow.policies.guidance import ClassifierFreeGuidance, Clip
+from kineflow.policies.losses import Losses, TimeDensity, Weight, draw_normal, draw_times, row_mean
+from kineflow.policies.paths import CondOT, Path, SquaredCos
+from kineflow.policies.predictions import Denoised, Prediction, from_denoised, network_input, to_denoised
+from kineflow.policies.regression import MIP as MIP
+from kineflow.policies.regression import Regression as Regression
+from kineflow.policies.samplers import SOLVERS, RowNoise, SolverName, uniform_time_grid
+
+
+class Objective(Protocol):
+    """A way to train a head and to sample chunks from it."""
+
+    @property
+    def condition_dropout(self) -> float: ...
+
+    def loss(self, head: Head, actions: Chunk, condition: Tokens | None, generator: torch.Generator, weight: Weight) -> Losses:
+        """Each row's squared error, averaged over its actions with `weight`. `generator` draws t and eps."""
+        ...
+
+    def sample(
+        self,
+        head: Head,
+        noise: RowNoise,
+        condition: Tokens | None,
+        null_condition: Tokens | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> Chunk:
+        """A chunk for each row of `noise`; `steps` and `guidance_scale` override the configured values."""
+        ...
+
+    def sampler_spec(self) -> SamplerSpec:
+        """How this is sampled, for the policy contract."""
+        ...
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """Flow matching (Lipman et al. 2023) on any path. `loss_space` may differ from `prediction`: RiT predicts the sample and
+    regresses its velocity."""
+
+    path: Path = field(default_factory=CondOT)
+    prediction: Prediction = "velocity"
+    loss_space: Prediction = "velocity"
+    time_density: TimeDensity = "uniform"
+    per_action_time: bool = False  # a time for each action [B, H] instead of one for the row [B]
+    condition_dropout: float = 0.0
+    solver: SolverName = "euler"
+    steps: int = 10
+    guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] = (-math.inf, math.inf)  # in lambda
+    clip: float = math.inf  # bound on the denoised chunk while sampling
+
+    def loss(self, head: Head, actions: Chunk, condition: Tokens | None, generator: torch.Generator, weight: Weight) -> Losses:
+        timed = actions[:, :, 0] if self.per_action_time else actions[:, 0, 0]
+        t = draw_times(self.path, self.time_density, timed, generator)
+        truth = Denoised(sample=actions, noise=draw_normal(actions, generator))
+        point = self.path.at(t).over(actions)
+        x = point.alpha * truth.sample + point.sigma * truth.noise
+        answer = head(network_input(self.prediction, x, point), t, condition).to(x.dtype)
+        if self.loss_space != self.prediction:
+            answer = from_denoised(self.loss_space, to_denoised(self.prediction, answer, x, point), point)
+        return row_mean((answer - from_denoised(self.loss_space, truth, point)) ** 2, weight)
+
+    def field(self, head: Head, null_condition: Tokens | None = None, guidance_scale: float | None = None) -> Field:
+        """The trained head as a Field, guided and clipped: what solvers integrate and composition mixes."""
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        denoise: Field = HeadField(head, self.path, self.prediction)
+        if scale != 1:
+            if null_condition is None:
+                raise KineflowError(
+                    f"guidance_scale is {scale:g} but the policy has no null condition (condition_dropout was "
+                    f"{self.condition_dropout:g}); train with condition_dropout > 0 or sample with guidance_scale 1"
+                )
+            denoise = ClassifierFreeGuidance(denoise, null_condition, scale, self.guidance_interval)
+        return denoise if math.isinf(self.clip) else Clip(denoise, -self.clip, self.clip)
+
+    def sample(
+        self,
+        head: Head,
+        noise: RowNoise,
+        condition: Tokens | None,
+        null_condition: Tokens | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> Chunk:
+        lambdas = uniform_time_grid(self.path, self.steps if steps is None else steps)
+        denoise = self.field(head, null_condition, guidance_scale)
+        return SOLVERS[self.solver](denoise, noise.draw(), lambdas, condition, noise)
+
+    def sampler_spec(self) -> SamplerSpec:
+        return SamplerSpec(str(self.path), self.prediction, self.solver, self.steps, self.guidance_scale)
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """Denoising diffusion (Ho et al. 2020) with the defaults of diffusion policies: 100 levels, epsilon, 10 DDIM steps.
+
+    `clip` 1 fits actions normalised to [-1, 1]. An epsilon head needs it: its sample is (x - sigma eps) / alpha, and alpha
+    is 5e-4 at the first level.
+    """
+
+    path: Path = field(default_factory=SquaredCos)
+    prediction: Prediction = "epsilon"
+    condition_dropout: float = 0.0
+    solver: SolverName = "ddim"
+    steps: int = 10
+    guidance_scale: float = 1.0
+    clip: float = 1.0
+
+    @property
+    def general(self) -> FlowMatching:
+        """The same training and sampling, spelled out."""
+        return FlowMatching(
+            path=self.path,
+            prediction=self.prediction,
+            loss_space=self.prediction,
+            condition_dropout=self.condition_dropout,
+            solver=self.solver,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            clip=self.clip,
+        )
+
+    def loss(self, head: Head, actions: Chunk, condition: Tokens | None, generator: torch.Generator, weight: Weight) -> Losses:
+        return self.general.loss(head, actions, condition, generator, weight)
+
+    def field(self, head: Head, null_condition: Tokens | None = None, guidance_scale: float | None = None) -> Field:
+        return self.general.field(head, null_condition, guidance_scale)
+
+    def sample(
+        self,
+        head: Head,
+        noise: RowNoise,
+        condition: Tokens | None,
+        null_condition: Tokens | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> Chunk:
+        return self.general.sample(head, noise, condition, null_condition, steps, guidance_scale)
+
+    def sampler_spec(self) -> SamplerSpec:
+        return self.general.sampler_spec()
+
+
+ObjectiveConfig = FlowMatching | Diffusion | Regression | MIP  # the registry of `kind:` in configs
