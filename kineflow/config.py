@@ -56,7 +56,8 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
         return config
     import tyro
 
-    return tyro.cli(type(config), default=config, args=list(overrides), prog="overrides")
+    # A union keeps the class that the file chose; its fields are plain flags, not subcommands.
+    return tyro.cli(type(config), default=config, args=list(overrides), prog="overrides", config=(tyro.conf.AvoidSubcommands,))
 
 
 def save_config(config: Any, path: str | Path) -> None:
@@ -104,7 +105,8 @@ def _from_mapping(cls: Any, data: Any, where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     given = {k: v for k, v in data.items() if not (k == "kind" and "kind" not in fields)}
-    if "kind" in data and "kind" not in fields and data["kind"] != _kind_of(cls) and data["kind"] != cls.__name__:
+    names = (cls.__name__, f"{cls.__module__}:{cls.__name__}")
+    if "kind" in data and "kind" not in fields and data["kind"] not in names:
         raise ConfigError(f"{where}.kind: expected {cls.__name__}, got {data['kind']!r}")
     for key in given:
         if key not in fields:

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Makes the virtual environment and installs Kineflow (editable) with the named extras. Usage: python.sh PYTHON VENV EXTRAS
+set -euo pipefail
+python=$1 venv=$2 extras=$3
+cd "$(dirname "$0")/.."
+
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  echo "Kineflow's training side needs Python 3.11 or newer; '$python' is $("$python" --version). Set PYTHON=python3.11" >&2
+  exit 1
+fi
+if [ ! -x "$venv/bin/python" ]; then
+  echo "set-up 1/2: virtual environment in $venv"
+  "$python" -m venv "$venv" || { echo "cannot make it: install the package python3-venv" >&2; exit 1; }
+fi
+echo "set-up 2/2: kineflow[$extras] (torch is the large part; a few minutes, once)"
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+"$venv/bin/python" -m pip install --progress-bar on --quiet --constraint .ci/constraints.txt --editable ".[$extras]" 2> >(grep -v -e "^WARNING: Location" -e "^$" >&2)

@@ -1,0 +1,42 @@
+# `make demo`: set-up and the main job.  `make test`: set-up and the tests.  `make check`: what CI runs.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := train,sim,report,dev
+DEMO_MINUTES ?= 6
+
+.PHONY: demo test check lint types slow setup clean
+demo: setup
+	@bash .ci/system.sh rendering
+	$(BIN)/kineflow demo --minutes $(DEMO_MINUTES)
+
+test: lint types
+	@bash .ci/system.sh rendering browser
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+
+check:
+	CI=true bash .ci/run
+
+lint: setup
+	@echo "ruff: style and imports"
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: setup
+	@echo "mypy: types (strict)"
+	@$(BIN)/mypy -p kineflow
+
+slow: setup
+	@bash .ci/system.sh rendering browser
+	$(BIN)/python -m pytest -m slow $(PYTEST)
+
+setup: $(STAMP)
+
+# Installed again when the project's own requirements change; a second run starts at once.
+$(STAMP): pyproject.toml .ci/constraints.txt .ci/python.sh
+	@bash .ci/python.sh $(PYTHON) $(VENV) "$(EXTRAS)"
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,194 @@
+"""The command line: `kineflow VERB ...`. Exit codes: 0 ok, 1 the check failed, 2 bad usage or bad input.
+
+Each verb is one function below; folders are imported inside the verbs, so that `kineflow --help` needs no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import kineflow
+from kineflow.contracts import KineflowError
+
+EXTRA_OF = {
+    **dict.fromkeys(("torch", "zarr", "numcodecs", "google_crc32c", "safetensors", "tensorboard", "huggingface_hub", "rich"), "train"),
+    **dict.fromkeys(("gymnasium", "gym_pusht", "pymunk", "pygame", "cv2"), "sim"),
+    **dict.fromkeys(("matplotlib", "av"), "report"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; errors made by input are one message on stderr, never a bare stack trace."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not args.takes_overrides:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    args.overrides = rest
+    try:
+        return int(args.verb(args))
+    except KineflowError as error:
+        print(f"kineflow: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        print(f"kineflow: this command needs the package '{error.name}': pip install 'kineflow[{extra}]'", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("kineflow: stopped; what was committed to disk stays, `kineflow train --resume RUN` goes on from there", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kineflow", description=kineflow.__doc__)
+    parser.add_argument("--version", action="version", version=f"kineflow {kineflow.__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    demo = _verb(verbs, "demo", _demo, "import the shipped demonstrations, train, evaluate, write the report")
+    demo.add_argument("--minutes", type=_positive, default=6.0, help="training budget, minutes (default 6)")
+    demo.add_argument("--episodes", type=int, default=50, help="evaluation episodes (default 50)")
+    demo.add_argument("--run", type=Path, default=Path("runs/demo"))
+
+    data = verbs.add_parser("data", help="episode stores: import, info, doctor").add_subparsers(required=True, metavar="COMMAND")
+    load = _verb(data, "import", _data_import, "import a data set into an episode store")
+    load.add_argument("--format", required=True, choices=["diffusion-policy-zarr"])
+    load.add_argument("--schema", type=Path, help="YAML interface that names the dimensions, units and rate of unknown data")
+    load.add_argument("source", type=Path)
+    load.add_argument("destination", type=Path)
+    _verb(data, "info", _data_info, "what a store holds").add_argument("store", type=Path)
+    _verb(data, "doctor", _data_doctor, "check every file and value of a store").add_argument("store", type=Path)
+
+    train = _verb(verbs, "train", _train, "train a policy; any field of the config can follow as --field value", overrides=True)
+    train.add_argument("config", nargs="?", help="YAML file, or the name of a shipped one such as train/pusht_flow")
+    train.add_argument("--run", type=Path, help="run folder to make")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="continue this run where its last checkpoint is")
+    train.add_argument("--minutes", type=_positive, help="choose `steps` so that training takes about this long here")
+
+    evaluate = _verb(verbs, "eval", _eval, "evaluate a policy closed loop; any field of the evaluation config can follow", overrides=True)
+    evaluate.add_argument("policy", help="run folder, checkpoint folder or hub name")
+    evaluate.add_argument("--config", default="eval/pusht", help="evaluation config (default eval/pusht)")
+    evaluate.add_argument("--out", type=Path, help="folder for the results (default RUN/eval/NAME)")
+    evaluate.add_argument("--name", default="eval")
+
+    compare = _verb(verbs, "compare", _compare, "train (configs) and evaluate (configs, runs) on the same starts; one table")
+    compare.add_argument("policies", nargs="+", help="shipped config names, YAML files or run folders; the first is the reference")
+    compare.add_argument("--minutes", type=_positive, default=6.0, help="training budget of each config, minutes (default 6)")
+    compare.add_argument("--episodes", type=int, default=200)
+    compare.add_argument("--out", type=Path, default=Path("runs/compare"))
+
+    bench = _verb(verbs, "bench", _bench, "measure ours beside a reference in one run")
+    bench.add_argument("name", choices=["head", "train", "all"])
+    bench.add_argument("--quick", action="store_true", help="a stated subset in about a minute")
+    return parser
+
+
+def _verb(verbs: Any, name: str, function: Callable[[argparse.Namespace], int], text: str, *, overrides: bool = False) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    parser.set_defaults(verb=function, takes_overrides=overrides)
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+def _show(args: argparse.Namespace, data: Any, human: Callable[[], None]) -> None:
+    if args.json:
+        print(json.dumps(data, indent=2, allow_nan=False))
+    else:
+        human()
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from kineflow.policies.demo import run_demo
+
+    result = run_demo(args.run, minutes=args.minutes, episodes=args.episodes)
+    _show(args, result.to_json(), result.print)
+    return 0
+
+
+def _data_import(args: argparse.Namespace) -> int:
+    from kineflow.datasets.importers.diffusion_policy_zarr import import_diffusion_policy_zarr
+
+    report = import_diffusion_policy_zarr(args.source, args.destination, schema=args.schema)
+    _show(args, report.to_json(), report.print)
+    return 0
+
+
+def _data_info(args: argparse.Namespace) -> int:
+    from kineflow.datasets.doctor import inspect_store
+
+    report = inspect_store(args.store)
+    _show(args, report.to_json(), report.print)
+    return 0
+
+
+def _data_doctor(args: argparse.Namespace) -> int:
+    from kineflow.datasets.doctor import check_store
+
+    report = check_store(args.store)
+    _show(args, report.to_json(), report.print)
+    return 0 if report.ok else 1
+
+
+def _train(args: argparse.Namespace) -> int:
+    from kineflow.config import ConfigError, load_config
+    from kineflow.policies.budget import fit_to_minutes
+    from kineflow.policies.train import TrainConfig, resume_run, train
+
+    if args.resume:
+        if args.config or args.overrides or args.minutes:
+            raise ConfigError("--resume takes the run folder and nothing else: the run knows its configuration")
+        resume_run(args.resume)
+        run = args.resume
+    else:
+        if not args.config:
+            raise ConfigError("name a configuration, e.g. `kineflow train train/pusht_flow --run runs/mine`, or use --resume RUN")
+        config = load_config(TrainConfig, args.config, args.overrides)
+        run = args.run or Path("runs") / Path(args.config).stem
+        train(fit_to_minutes(config, args.minutes) if args.minutes else config, run)
+    _show(args, {"run": str(run)}, lambda: print(f"trained: {run}   next: kineflow eval {run}"))
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from kineflow.config import load_config
+    from kineflow.policies.checkpoint import find_checkpoint, load_policy
+    from kineflow.policies.evaluation import EvalConfig, evaluate
+
+    config = load_config(EvalConfig, args.config, args.overrides)
+    policy = load_policy(args.policy)
+    out = args.out or (Path(args.policy) if Path(args.policy).is_dir() else find_checkpoint(args.policy)) / "eval" / args.name
+    result = evaluate(policy, config, out)
+    _show(args, result.to_json(), result.print)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from kineflow.policies.compare import compare
+
+    table = compare(args.policies, minutes=args.minutes, episodes=args.episodes, out=args.out)
+    _show(args, table.to_json(), table.print)
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from kineflow.policies.bench.run import run_bench
+
+    report = run_bench(args.name, quick=args.quick)
+    _show(args, report.to_json(), report.print)
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""Which benchmarks there are. `kineflow bench all` runs each and writes benchmarks.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from kineflow.policies.bench.head import bench_head
+from kineflow.policies.bench.rows import BenchReport, Row
+from kineflow.policies.bench.train import bench_train
+
+BENCHES: dict[str, Callable[..., Iterator[Row]]] = {"head": bench_head, "train": bench_train}
+
+
+def run_bench(name: str, *, quick: bool) -> BenchReport:
+    """Run one benchmark, or all of them; rows are shown as they come."""
+    names = list(BENCHES) if name == "all" else [name]
+    rows: list[Row] = []
+    with Console(stderr=True).status("measuring") as status:
+        for bench in names:
+            for row in BENCHES[bench](quick=quick):
+                rows.append(row)
+                status.update(f"measured {row.name}")
+    report = BenchReport(rows)
+    if name == "all":
+        report.write_markdown(Path("benchmarks.md"))
+    return report

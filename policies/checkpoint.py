@@ -1,0 +1,196 @@
+"""Checkpoints: safetensors, JSON and YAML in one folder, written whole or not at all, checked when loaded.
+
+    <run>/checkpoints/<step>/{model.safetensors, ema.safetensors, contract.json, config.yaml, train_state/}
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import kineflow
+from kineflow.config import ConfigError, from_plain, load_config, save_config
+from kineflow.contracts import CONTRACT_VERSION, ActionChunk, ContractError, GoldenPair, KineflowError, Observation, PolicyContract, SamplingRequest, to_json
+from kineflow.policies.policy import PolicyConfig, PolicyNetwork
+
+GOLDEN_SEED = 0
+# Across machines the same weights differ by rounding only; a wrong normaliser or a changed layer differs by far more.
+GOLDEN_TOLERANCE = 1e-3
+
+
+class CheckpointError(KineflowError):
+    """A checkpoint that cannot be used as it is."""
+
+
+@dataclass(frozen=True)
+class ChunkPolicy:
+    """A network with its contract: what a checkpoint holds and what everything outside training uses (contracts.Policy)."""
+
+    network: PolicyNetwork
+    contract: PolicyContract
+
+    def predict(self, observation: Observation, request: SamplingRequest) -> ActionChunk:
+        """Observation `[B, T, S]` to actions `[B, H, A]` in physical units."""
+        return self.network.predict(observation, request)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write ema.safetensors, contract.json and config.yaml into `folder`."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        save_file(network_tensors(self.network), target / "ema.safetensors")
+        (target / "contract.json").write_text(to_json(self.contract))
+        save_config(self.network.config, target / "config.yaml")
+        return target
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, device: str = "cpu", *, revision: str | None = None) -> ChunkPolicy:
+        """The same as `load_policy`."""
+        return load_policy(source, device, revision=revision)
+
+    def push_to_hub(self, name: str, *, private: bool = True) -> str:
+        """Upload as `user/model`; returns its address. Needs a login (`hf auth login`)."""
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(name, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            return str(api.upload_folder(repo_id=name, folder_path=self.save_pretrained(folder)))
+
+
+def load_policy(source: str | Path, device: str = "cpu", *, weights: str = "ema", revision: str | None = None) -> ChunkPolicy:
+    """Load from a run folder (its newest checkpoint), a checkpoint folder, or a hub name `user/model`.
+
+    The golden pair in the contract is replayed; a policy that does not reproduce it is refused. `HF_HUB_OFFLINE=1` is
+    honoured: then a hub name must already be in the local cache.
+
+    Raises:
+        CheckpointError: nothing usable there, or the weights do not give the recorded output.
+    """
+    folder = find_checkpoint(source, revision)
+    contract = read_contract(folder)
+    network = PolicyNetwork(load_config(PolicyConfig, folder / "config.yaml"), contract.interface, contract.statistics)
+    _load_weights(network, folder / f"{weights}.safetensors")
+    policy = ChunkPolicy(network.to(device).eval(), contract)
+    if weights == "ema":
+        _replay_golden(policy, folder)
+    return policy
+
+
+def find_checkpoint(source: str | Path, revision: str | None = None) -> Path:
+    """The checkpoint folder meant by a run folder, a checkpoint folder or a hub name."""
+    path = Path(source)
+    if (path / "contract.json").is_file():
+        return path
+    if steps := checkpoint_steps(path):
+        return path / "checkpoints" / f"{steps[-1]:08d}"
+    if path.exists() or str(source).count("/") != 1:
+        raise CheckpointError(f"{source}: no contract.json and no checkpoints/ in it; give a run folder, a checkpoint folder or a hub name 'user/model'")
+    return _download(str(source), revision)
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """Steps of the whole checkpoints in a run folder, ascending; a half-written one has another name."""
+    return sorted(int(p.name) for p in (run / "checkpoints").glob("*") if p.name.isdigit())
+
+
+def read_contract(folder: Path) -> PolicyContract:
+    """contract.json as a value; refuses a newer version."""
+    file = folder / "contract.json"
+    try:
+        data = json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error}); the checkpoint is incomplete, use another step") from error
+    version = data.get("contract_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > CONTRACT_VERSION:
+        raise ContractError(f"{file}: contract version {version}, this kineflow {kineflow.__version__} reads up to {CONTRACT_VERSION}; upgrade kineflow")
+    try:
+        contract: PolicyContract = from_plain(PolicyContract, data, str(file))
+    except ConfigError as error:
+        raise ContractError(str(error)) from error
+    return contract
+
+
+def golden_pair(network: PolicyNetwork) -> GoldenPair:
+    """The network's answer to the mean state of its training data with seed 0."""
+    mean = np.asarray(network.state_statistics.mean, dtype=np.float32)
+    state = np.tile(mean, (network.config.horizons.observation, 1))
+    actions = _answer(network, state, GOLDEN_SEED)
+    return GoldenPair(state=_rows(state), seed=GOLDEN_SEED, actions=_rows(actions))
+
+
+def software_versions() -> dict[str, str]:
+    """What made this: written into contracts and manifests."""
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "zarr")}
+    return {"kineflow": kineflow.__version__, "python": platform.python_version(), **packages}
+
+
+def commit_folder(staging: Path, final: Path) -> None:
+    """Flush every file of `staging`, then rename: readers see the whole folder or none of it."""
+    for file in [*(p for p in staging.rglob("*") if p.is_file()), *(p for p in staging.rglob("*") if p.is_dir()), staging]:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    if final.exists():
+        shutil.rmtree(final)
+    staging.rename(final)
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def network_tensors(network: PolicyNetwork) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+
+
+def _load_weights(network: PolicyNetwork, file: Path) -> None:
+    try:
+        network.load_state_dict(load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error}); the file is missing or cut short, use another checkpoint") from error
+    except RuntimeError as error:
+        raise CheckpointError(f"{file}: weights do not fit the config.yaml beside them: {error}") from error
+
+
+def _answer(network: PolicyNetwork, state: np.ndarray, seed: int) -> np.ndarray:
+    observation = Observation(state=state[None], stamp_s=np.zeros((1, len(state))))
+    return network.predict(observation, SamplingRequest(seeds=np.array([seed], dtype=np.int64))).actions[0]
+
+
+def _replay_golden(policy: ChunkPolicy, folder: Path) -> None:
+    golden = policy.contract.golden
+    actions = _answer(policy.network, np.asarray(golden.state, dtype=np.float32), golden.seed)
+    expected = np.asarray(golden.actions)
+    error = float(np.abs(actions - expected).max() / (np.abs(expected).max() + 1e-9))
+    if not error <= GOLDEN_TOLERANCE:
+        raise CheckpointError(
+            f"{folder}: the policy does not reproduce the golden output in its contract (relative error {error:.2g}, allowed {GOLDEN_TOLERANCE:g}); "
+            "weights, config or statistics were changed after it was saved: take the original files"
+        )
+
+
+def _rows(array: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(v) for v in row) for row in array)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=["train_state/*"]))
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(f"'{name}' is neither a folder nor in the local hub cache, and the hub cannot be reached: {error}") from error
+    except (RepositoryNotFoundError, HfHubHTTPError) as error:
+        raise CheckpointError(f"'{name}' is neither a folder nor a model on the hub: {error}") from error

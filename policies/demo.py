@@ -1,0 +1,66 @@
+"""`kineflow demo`: the whole main path once, on real demonstrations, in about ten minutes on a laptop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from kineflow.config import ConfigError, load_config
+from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.importers.diffusion_policy_zarr import demo_data, import_diffusion_policy_zarr
+from kineflow.policies.budget import fit_to_minutes
+from kineflow.policies.checkpoint import checkpoint_steps, load_policy
+from kineflow.policies.evaluation import EvalConfig, EvalResult, evaluate
+from kineflow.policies.train import TrainConfig, resume_run, train
+
+console = Console(stderr=True)
+
+
+def run_demo(run: Path, *, minutes: float, episodes: int) -> EvalResult:
+    """Import, train, evaluate; returns the result, whose report.html lies below `run`/eval/."""
+    console.rule("[bold]1/3  real demonstrations into an episode store")
+    store = demo_store(run.parent / "data" / "pusht.eps")
+    console.rule(f"[bold]2/3  train a flow-matching policy for about {minutes:g} minutes")
+    _train(run, store, minutes)
+    console.rule(f"[bold]3/3  {episodes} unseen starts, closed loop")
+    config = replace(load_config(EvalConfig, "eval/pusht"), episodes=episodes)
+    result = evaluate(load_policy(run), config, run / "eval" / "demo")
+    console.print(f"report: [bold]{result.report}[/]  (open it in a browser)")
+    return result
+
+
+def demo_store(path: Path) -> Path:
+    """The 206 PushT demonstrations as an episode store; imported once."""
+    if (path / "manifest.json").exists():
+        console.print(f"{path}: {EpisodeStore.open(path).num_episodes} episodes, imported before")
+    else:
+        import_diffusion_policy_zarr(demo_data(), path).print()
+    return path
+
+
+def _train(run: Path, store: Path, minutes: float) -> None:
+    """Resume an interrupted demo of the same budget; move a finished or different one aside; else start."""
+    if (run / "config.yaml").exists():
+        if _is_unfinished(run) and (run / "minutes").exists() and float((run / "minutes").read_text()) == minutes:
+            console.print(f"{run}: continuing the interrupted run")
+            resume_run(run)
+            return
+        aside = next(p for n in range(1, 10_000) if not (p := run.with_name(f"{run.name}.{n}")).exists())
+        run.rename(aside)
+        console.print(f"{run} held an earlier run: moved to {aside}")
+    config = replace(load_config(TrainConfig, "train/pusht_flow"), store=store)
+    config = fit_to_minutes(config, minutes)
+    console.print(f"measured: {config.steps} steps fit into {minutes:g} minutes on this machine")
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "minutes").write_text(str(minutes))
+    train(config, run)
+
+
+def _is_unfinished(run: Path) -> bool:
+    try:
+        steps = load_config(TrainConfig, run / "config.yaml").steps
+    except ConfigError:
+        return False  # written by another version: not ours to continue
+    return (checkpoint_steps(run) or [0])[-1] < steps

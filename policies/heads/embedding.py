@@ -1,0 +1,47 @@
+"""What every head needs to know where it stands: generative time and position along the horizon."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class TimeEmbedding(nn.Module):
+    """Generative time t in [0, 1] to features: sinusoids at octaves up to `max_frequency`, then a two-layer MLP.
+
+    Takes one time per sample `[B]` or one per action `[B, H]` and appends a feature axis.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, num_frequencies: int = 32, max_frequency: float = 1000.0) -> None:
+        super().__init__()
+        exponents = torch.linspace(0.0, 1.0, num_frequencies)
+        self.register_buffer("frequencies", torch.exp(exponents * math.log(max_frequency)), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Float[Tensor, "*S"]) -> Float[Tensor, "*S D"]:
+        angles = t[..., None].to(self.frequencies.dtype) * self.frequencies
+        features = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        return self.mlp(features.to(self.mlp[0].weight.dtype))  # type: ignore[no-any-return]
+
+
+def rotate(x: Float[Tensor, "B N T D"], base: float = 100.0) -> Float[Tensor, "B N T D"]:
+    """Rotary position embedding (Su et al. 2021) over the T axis; relative, so any horizon is legal.
+
+    The base is 100, not the 10,000 of language models: horizons are tens of steps, not thousands.
+    """
+    half = x.shape[-1] // 2
+    frequencies = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angles = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)[:, None] * frequencies
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def time_per_action(embedded: Tensor, horizon: int) -> Float[Tensor, "B H D"]:
+    """Embedded times `[B, D]` (one per sample) or `[B, H, D]` to `[B, H, D]`."""
+    return embedded[:, None].expand(-1, horizon, -1) if embedded.ndim == 2 else embedded

@@ -1,0 +1,249 @@
+"""The training loop: windows in, checkpoints out. `kineflow train configs/train/pusht_flow.yaml --run runs/mine`
+
+Every random number is a function of (seed, step), and a checkpoint holds the optimiser and the sampler's position, so a
+killed run that is resumed continues bit for bit on the same CPU and thread count.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from kineflow.config import load_config, save_config
+from kineflow.contracts import FeatureStatistics, Interface, KineflowError, PolicyContract
+from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.windows import WindowReader, WindowSampler, split_episodes
+from kineflow.policies.augmentation import AffineSymmetry
+from kineflow.policies.checkpoint import ChunkPolicy, checkpoint_steps, commit_folder, golden_pair, network_tensors, software_versions
+from kineflow.policies.ema import ExponentialMovingAverage
+from kineflow.policies.policy import PolicyConfig, PolicyNetwork, state_spec, training_statistics
+from kineflow.policies.train_state import load_train_state, save_train_state
+from safetensors.torch import load_file, save_file
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One experiment; the YAML files in configs/train/ have these fields."""
+
+    policy: PolicyConfig
+    store: Path = Path("runs/data/pusht.eps")
+    steps: int = 10_000
+    batch_size: int = 256
+    noise_samples: int = 1  # noises and times per window and step; the encoder runs once for all of them
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup_steps: int = 200
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.999
+    symmetry: AffineSymmetry | None = None
+    mask_padding: bool = False  # True: actions after the end of an episode do not count in the loss
+    validation_fraction: float = 0.05
+    validate_every: int = 500
+    checkpoint_every: int = 2_000
+    log_every: int = 50
+    seed: int = 0
+    threads: int = 0  # 0: PyTorch's choice
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the GPU has it
+    device: str = "auto"
+
+
+class TrainError(KineflowError):
+    """Training cannot start or go on."""
+
+
+def train(config: TrainConfig, run: Path, *, resume: bool = False) -> ChunkPolicy:
+    """Train into the folder `run` and return the averaged policy. Raises KineflowError for data or folders that do not fit."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    trainer = Trainer(config, run)
+    trainer.resume() if resume else trainer.start()
+    with _progress() as progress, SummaryWriter(str(run / "tensorboard"), purge_step=trainer.step) as board:
+        bar = progress.add_task("train", total=config.steps, completed=trainer.step, loss=math.nan)
+        for record in trainer.steps():
+            progress.update(bar, completed=trainer.step, loss=record["loss"])
+            trainer.log(record, board)
+    return trainer.policy()
+
+
+def resume_run(run: Path) -> ChunkPolicy:
+    """`kineflow train --resume RUN`: nothing else to type, the run folder knows its configuration."""
+    if not (run / "config.yaml").is_file():
+        raise TrainError(f"{run}: no config.yaml, so this is not a run folder; start one with `kineflow train CONFIG --run {run}`")
+    return train(load_config(TrainConfig, run / "config.yaml"), run, resume=True)
+
+
+class Trainer:
+    """Data, network, optimiser and position of one run."""
+
+    def __init__(self, config: TrainConfig, run: Path) -> None:
+        self.config, self.run, self.step, self.started_s = config, run, 0, time.monotonic()
+        self.device = torch.device(_device(config.device))
+        store = EpisodeStore.open(config.store)
+        self.training, self.validation, statistics = _windows(config, store)
+        torch.manual_seed(config.seed)  # initial weights
+        interface = needed_interface(config.policy, store.interface)
+        self.network = PolicyNetwork(config.policy, interface, statistics).to(self.device)
+        self.contract_parts = (interface, statistics, store.fingerprint())
+        self.ema = ExponentialMovingAverage(self.network, config.ema_decay)
+        self.optimizer = torch.optim.AdamW(_parameter_groups(self.network, config), lr=config.learning_rate, fused=True)
+        self.sampler = WindowSampler(len(self.training), config.batch_size, config.seed)
+        self.generator = torch.Generator(self.device)
+
+    def start(self) -> None:
+        if (self.run / "metrics.jsonl").exists():
+            raise TrainError(f"{self.run}: holds a run already; continue it with `kineflow train --resume {self.run}` or name another folder")
+        self.run.mkdir(parents=True, exist_ok=True)
+        save_config(self.config, self.run / "config.yaml")
+        (self.run / "metrics.jsonl").touch()
+
+    def resume(self) -> None:
+        """Back to the newest whole checkpoint (or the beginning); later lines of metrics.jsonl are dropped, they come again."""
+        if steps := checkpoint_steps(self.run):
+            folder = self.run / "checkpoints" / f"{steps[-1]:08d}"
+            self.network.load_state_dict(load_file(folder / "model.safetensors"))
+            self.ema.network.load_state_dict(load_file(folder / "ema.safetensors"))
+            self.step = load_train_state(folder / "train_state", self.optimizer, self.sampler)
+        metrics = self.run / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
+        metrics.write_text("".join(line + "\n" for line in kept))
+
+    def steps(self) -> Iterator[dict[str, float]]:
+        """One optimiser step per iteration, with a record of it; validates and checkpoints on schedule and at the end."""
+        config = self.config
+        self.network.train()
+        while self.step < config.steps:
+            self._seed(self.step)
+            rate = config.learning_rate * learning_rate_factor(self.step, config.warmup_steps, config.steps)
+            loss = self._update(self._batch(next(self.sampler), self.training, augment=True), rate)
+            self.ema.update(self.step)
+            self.step += 1
+            last = self.step == config.steps
+            record = {"step": self.step, "loss": loss, "lr": rate, "time_s": time.monotonic() - self.started_s}
+            if self.step % config.validate_every == 0 or last:
+                record["validation_loss"] = self.validation_loss()
+            yield record
+            if self.step % config.checkpoint_every == 0 or last:
+                self.save()
+
+    def _update(self, batch: tuple[Tensor, Tensor, Tensor], rate: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            loss = self.network.loss(*batch, self.generator, self.config.noise_samples)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip, error_if_nonfinite=True)
+        self.optimizer.step()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Mean loss of the averaged weights on the held-out episodes, same noise every time."""
+        self._seed(-1)
+        chunks = np.array_split(np.arange(len(self.validation)), max(1, len(self.validation) // self.config.batch_size))
+        with self._autocast():
+            losses = [float(self.ema.network.loss(*self._batch(i, self.validation), self.generator)) * len(i) for i in chunks]
+        return sum(losses) / len(self.validation)
+
+    def _batch(self, indices: np.ndarray, reader: WindowReader, *, augment: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        window = reader.read(indices)
+        if augment and self.config.symmetry:
+            window = self.config.symmetry(window, np.random.default_rng((self.config.seed, self.step)))
+        weight = ~window.action_is_pad if self.config.mask_padding else np.ones_like(window.action_is_pad)
+        arrays = (window.state, window.action, weight.astype(np.float32))
+        moved = [torch.from_numpy(a).to(self.device, non_blocking=True) for a in arrays]
+        return moved[0], moved[1], moved[2]
+
+    def policy(self) -> ChunkPolicy:
+        """The averaged weights with their contract."""
+        network, (interface, statistics, fingerprint) = self.ema.network, self.contract_parts
+        versions = software_versions()
+        horizons, spec = self.config.policy.horizons, self.config.policy.objective.sampler_spec()
+        return ChunkPolicy(network, PolicyContract(interface, horizons, spec, statistics, fingerprint, versions, golden_pair(network)))
+
+    def save(self) -> None:
+        """Write one checkpoint: whole, or not at all."""
+        final = self.run / "checkpoints" / f"{self.step:08d}"
+        staging = final.with_name(f"{final.name}.partial")
+        shutil.rmtree(staging, ignore_errors=True)
+        self.policy().save_pretrained(staging)
+        save_file(network_tensors(self.network), staging / "model.safetensors")
+        save_train_state(staging / "train_state", self.step, self.optimizer, self.sampler)
+        commit_folder(staging, final)
+
+    def log(self, record: dict[str, float], board: SummaryWriter) -> None:
+        """A line in metrics.jsonl and points in TensorBoard, every `log_every` steps and at each validation."""
+        if record["step"] % self.config.log_every and "validation_loss" not in record:
+            return
+        with (self.run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        for name in record.keys() - {"step", "time_s"}:
+            board.add_scalar(name, record[name], int(record["step"]))
+
+    def _seed(self, step: int) -> None:
+        """Noise, times and dropout of a step depend on (seed, step) alone: nothing to save, nothing to drift."""
+        words = np.random.SeedSequence((self.config.seed, step + 1)).generate_state(2, np.uint64)
+        self.generator.manual_seed(int(words[0] >> 1))
+        torch.manual_seed(int(words[1] >> 1))
+
+    def _autocast(self) -> torch.autocast | nullcontext[None]:
+        wanted = self.config.precision
+        if wanted == "float32" or (wanted == "auto" and not (self.device.type == "cuda" and torch.cuda.is_bf16_supported())):
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to zero at `steps`."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+
+def _windows(config: TrainConfig, store: EpisodeStore) -> tuple[WindowReader, WindowReader, dict[str, FeatureStatistics]]:
+    policy = config.policy
+    chosen, held_out = split_episodes(store.num_episodes, config.validation_fraction, config.seed)
+    training = WindowReader(store, policy.features, policy.horizons, chosen)
+    validation = WindowReader(store, policy.features, policy.horizons, held_out)
+    whole = training.read(np.arange(len(training)))
+    raw = store.statistics(chosen)
+    kept = {name: raw[name] for name in (*policy.features, "action")}
+    return training, validation, training_statistics(policy, store.interface, kept, whole.state, whole.action)
+
+
+def needed_interface(policy: PolicyConfig, offered: Interface) -> Interface:
+    """What the policy takes of what the store offers: this, not the store, is what a robot must provide."""
+    state_spec(offered, policy.features)
+    return Interface({name: offered.features[name] for name in policy.features}, offered.action)
+
+
+def _parameter_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
+    """Weight decay on matrices only: decaying biases and gains shifts outputs without regularising anything."""
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    rest = [p for p in network.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
+    return Progress(*columns)

@@ -1,0 +1,33 @@
+"""What training needs to go on exactly where it stopped: optimiser, sampler position and step. Tensors and JSON only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from kineflow.datasets.windows import WindowSampler
+
+
+def save_train_state(folder: Path, step: int, optimizer: torch.optim.Optimizer, sampler: WindowSampler) -> None:
+    """Write `folder`/{optimizer.safetensors, state.json}; `step` is the number of finished optimiser steps."""
+    folder.mkdir(parents=True)
+    state = optimizer.state_dict()["state"]
+    tensors = {f"{index}.{name}": value.contiguous() for index, entry in state.items() for name, value in entry.items()}
+    save_file(tensors, folder / "optimizer.safetensors")
+    (folder / "state.json").write_text(json.dumps({"step": step, "sampler": sampler.state_dict()}))
+
+
+def load_train_state(folder: Path, optimizer: torch.optim.Optimizer, sampler: WindowSampler) -> int:
+    """Restore in place and return the number of finished steps."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in load_file(folder / "optimizer.safetensors").items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    saved = json.loads((folder / "state.json").read_text())
+    sampler.load_state_dict(saved["sampler"])
+    return int(saved["step"])

@@ -1,0 +1,37 @@
+"""Suite-wide rules: threads, and skips (in CI a skip is a failure unless tests/expected_skips.txt names it and why)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+EXPECTED = Path(__file__).parent / "expected_skips.txt"
+_skipped: list[tuple[str, str]] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        _skipped.append((report.nodeid, str(report.longrepr[2])))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if os.environ.get("CI") != "true":
+        return
+    allowed = [line.split("#")[0].strip() for line in EXPECTED.read_text().splitlines() if line.split("#")[0].strip()]
+    surprising = [(node, reason) for node, reason in _skipped if not any(node.startswith(a) for a in allowed)]
+    for node, reason in surprising:
+        print(f"\nskipped in CI without an entry in {EXPECTED.name}: {node}: {reason}")
+    if surprising and exitstatus == 0:
+        session.exitstatus = 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_threads() -> Iterator[None]:
+    """The same thread count everywhere: results that are compared bit by bit must not depend on the machine's core count."""
+    import torch
+
+    torch.set_num_threads(2)
+    yield
