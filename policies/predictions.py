@@ -92,13 +92,12 @@ def from_denoised(prediction: Prediction, denoised: Denoised, point: PathPoint) 
 
 
 def _from_velocity(raw: Tensor, x: Tensor, point: PathPoint) -> Denoised:
-    # VP paths reach the data at infinite speed; there the velocity says nothing more than x, seen along the unit tangent.
-    singular = torch.isinf(point.sigma_dot)
-    velocity = torch.where(singular, 0, raw)
-    alpha_dot = torch.where(singular, point.sigma, point.alpha_dot)
-    sigma_dot = torch.where(singular, -point.alpha, point.sigma_dot)
-    speed = alpha_dot * point.sigma - sigma_dot * point.alpha
-    return Denoised((point.sigma * velocity - sigma_dot * x) / speed, (alpha_dot * x - point.alpha * velocity) / speed)
+    """a = (sigma v - sigma' x) / Dt, eps = (alpha' x - alpha v) / Dt."""
+    speed = point.alpha_dot * point.sigma - point.sigma_dot * point.alpha
+    # VP paths reach the data, alpha = 1, at infinite speed: sigma' / Dt tends to -1, the other ratios to 0.
+    share = torch.where(torch.isinf(speed), -1, point.sigma_dot / speed)
+    sample = point.sigma / speed * raw - share * x
+    return Denoised(sample, point.alpha_dot / speed * x - point.alpha / speed * raw)
 
 
 def _edm_norm(point: PathPoint) -> Tensor:

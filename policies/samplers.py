@@ -7,7 +7,6 @@ per action `[B, H]`, `lambdas` then being `[N + 1, B]` or `[N + 1, B, H]`.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from kineflow.contracts import KineflowError
 from kineflow.policies.field import Chunk, Field, Tokens
-from kineflow.policies.paths import NoisePath, over, variance_preserving
+from kineflow.policies.paths import NoisePath, variance_preserving
 
 Grid = Float[Tensor, "N1 *per_action"]
 SolverName = Literal["euler", "ddim", "heun", "ddpm"]
@@ -50,28 +49,50 @@ def ancestral(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | Non
     var = eta^2 sigma'^2 (1 - exp(2 (lambda - lambda'))). eta = 0 is DDIM; eta = 1 is DDPM (Ho et al. 2020) with its
     posterior variance ("fixed_small").
     """
-    x, levels = noise, _levels(lambdas, noise)
-    for lam, following in itertools.pairwise(levels):
-        (alpha, sigma), (alpha_next, sigma_next) = _scales(lam, x), _scales(following, x)
-        sample = field(x, lam, condition)
-        eps = _noise_of(x, sample, alpha, sigma)
-        if eta == 0:
-            x = alpha_next * sample + sigma_next * eps
-        else:
-            kept = over(torch.expm1(2 * torch.where(lam == following, 0, lam - following)), x)
-            std = eta * sigma_next * torch.sqrt(-kept)
-            x = alpha_next * sample + torch.sqrt(sigma_next**2 - std**2) * eps + std * fresh.draw()
+    levels, lam = _levels(lambdas, noise)
+    alpha, sigma = variance_preserving(lam)
+    std = eta * sigma[1:] * torch.sqrt(-torch.expm1(2 * (lam[:-1] - lam[1:])))
+    std = torch.where(sigma[1:] == 0, 0, std)
+    # With eps_hat = (x - alpha a_hat) / sigma a step reads x' = keep x + jump a_hat + std z.
+    keep = torch.where(sigma[:-1] == 0, 1, torch.sqrt(sigma[1:] ** 2 - std**2) / sigma[:-1])
+    jump, x = alpha[1:] - keep * alpha[:-1], noise
+    for k in range(len(keep)):
+        x = keep[k] * x + jump[k] * field(x, levels[k], condition)
+        x = x + std[k] * fresh.draw() if eta > 0 else x
     return x
 
 
 def euler(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, fresh: Noise) -> Chunk:
-    """Euler on dz/dt = v of the CondOT clock, z = t a + (1 - t) eps: what flow policies call sampling. Equals DDIM."""
-    return _condot(field, noise, lambdas, condition, corrected=False)
+    """Euler on dz/dt = v of the CondOT clock, z = t a + (1 - t) eps: what flow policies call sampling. Equals DDIM.
+
+    v = (a_hat - z) / (1 - t), so a step moves z towards a_hat by the share (t' - t) / (1 - t).
+    """
+    levels, lam = _levels(lambdas, noise)
+    left, norm = _condot(lam)
+    share, z = _share(left[:-1] - left[1:], left[:-1]), noise * norm[0]
+    for k in range(len(share)):
+        z = torch.lerp(z, field(z / norm[k], levels[k], condition), share[k])
+    return z / norm[-1]
 
 
 def heun(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, fresh: Noise) -> Chunk:
-    """Heun's second-order rule on the CondOT clock; 2 N - 1 calls when the last step, to sigma = 0, is first order."""
-    return _condot(field, noise, lambdas, condition, corrected=True)
+    """Heun's second-order rule on the CondOT clock: an Euler step, then the mean of the velocities at both its ends.
+
+    A step to sigma = 0 stays first order (as in EDM), so N steps take 2 N - 1 calls.
+    """
+    levels, lam = _levels(lambdas, noise)
+    left, norm = _condot(lam)
+    share, back = _share(left[:-1] - left[1:], left[:-1]), _share(left[:-1] - left[1:], left[1:])
+    final, z = left[1:] == 0, noise * norm[0]
+    is_last = final.flatten(1).all(dim=1).tolist()
+    for k in range(len(share)):
+        ahead = torch.lerp(z, field(z / norm[k], levels[k], condition), share[k])
+        if not is_last[k]:
+            sample = field(ahead / norm[k + 1], levels[k + 1], condition)
+            # z + (t' - t) (v + v') / 2, with ahead = z + (t' - t) v and v' = (sample - ahead) / (1 - t')
+            ahead = torch.where(final[k], ahead, (z + torch.lerp(ahead, sample, back[k])) / 2)
+        z = ahead
+    return z / norm[-1]
 
 
 SOLVERS: Mapping[SolverName, Sampler] = {"euler": euler, "ddim": ddim, "heun": heun, "ddpm": ancestral}
@@ -128,43 +149,20 @@ def _mixed(seed: int) -> int:
     return z ^ (z >> 31)
 
 
-def _condot(field: Field, noise: Tensor, lambdas: Tensor, condition: Tensor | None, corrected: bool) -> Tensor:
-    """One loop for Euler and Heun: z is the CondOT state, `signal` = t and `rest` = 1 - t its two coefficients."""
-    levels = _levels(lambdas, noise)
-    signal, rest = _condot_scales(levels[0], noise)
-    z = noise * torch.hypot(signal, rest)
-    for lam, following in itertools.pairwise(levels):
-        signal_next, rest_next = _condot_scales(following, z)
-        sample = field(z / torch.hypot(signal, rest), lam, condition)
-        velocity = _noise_ratio(sample - z, rest)
-        predicted = torch.where(rest_next == 0, sample, z + (rest - rest_next) * velocity)
-        if corrected and bool((rest_next > 0).any()):
-            sample = field(predicted / torch.hypot(signal_next, rest_next), following, condition)
-            mean = (velocity + _noise_ratio(sample - predicted, rest_next)) / 2
-            predicted = torch.where(rest_next == 0, predicted, z + (rest - rest_next) * mean)
-        z, signal, rest = predicted, signal_next, rest_next
-    return z / torch.hypot(signal, rest)
-
-
-def _levels(lambdas: Tensor, x: Tensor) -> list[Tensor]:
-    """Each entry of the grid in the dtype of `x`, as `[B]` or `[B, H]`."""
+def _levels(lambdas: Tensor, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The grid in the dtype of `x`: as levels `[B]` or `[B, H]` for the Field, and with axes to broadcast over `x`."""
+    if len(lambdas) < 2 or bool((lambdas[1:] < lambdas[:-1]).any()):
+        raise KineflowError(f"a solver's lambdas must ascend from noise to data, at least two of them; got {lambdas.tolist()}")
     grid = lambdas.to(x)
-    return list((grid[:, None].expand(-1, x.shape[0]) if grid.ndim == 1 else grid).contiguous().unbind())
+    levels = grid[:, None].expand(-1, len(x)).contiguous() if grid.ndim == 1 else grid
+    return list(levels.unbind()), grid.reshape(grid.shape + (1,) * (x.ndim + 1 - grid.ndim))
 
 
-def _scales(lam: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    alpha, sigma = variance_preserving(lam)
-    return over(alpha, x), over(sigma, x)
+def _condot(lam: Tensor) -> tuple[Tensor, Tensor]:
+    """1 - t on the CondOT clock, and the norm that takes a canonical state x to z = norm x."""
+    return torch.sigmoid(-lam), torch.hypot(torch.sigmoid(lam), torch.sigmoid(-lam))
 
 
-def _condot_scales(lam: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    return over(torch.sigmoid(lam), x), over(torch.sigmoid(-lam), x)
-
-
-def _noise_of(x: Tensor, sample: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    return _noise_ratio(x - alpha * sample, sigma)
-
-
-def _noise_ratio(numerator: Tensor, sigma: Tensor) -> Tensor:
-    """numerator / sigma, zero where sigma = 0: there x is the sample already and stays."""
-    return torch.where(sigma == 0, 0, numerator / torch.where(sigma == 0, 1, sigma))
+def _share(step: Tensor, left: Tensor) -> Tensor:
+    """step / left; zero where nothing is left, because there the state is the sample already."""
+    return torch.where(left == 0, 0, step / left)
