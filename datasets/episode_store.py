@@ -1,0 +1,272 @@
+"""The episode store: demonstrations on disk that survive crashes and never return wrong values silently.
+
+    my_data.eps/
+      manifest.json      what the store holds; replaced atomically (datasets/manifest.py)
+      segments/<ulid>/   immutable, one or many episodes, ordinary Zarr v3 (datasets/segment.py)
+      staging/           segments being written; never read
+
+A commit writes the segment to `staging/`, syncs it, renames it into `segments/`, then swaps the manifest. A process killed
+before the swap leaves the store as it was; after the swap the episodes are durable. Readers check size and crc32c of
+every file they use. Recording commits each episode, an import many at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from kineflow.contracts import Episode, FeatureStatistics, Interface, Stream
+from kineflow.datasets.episode_check import check_interface, checked
+from kineflow.datasets.manifest import (
+    CameraRecord,
+    Manifest,
+    SegmentEntry,
+    StaleGeneration,
+    StoreError,
+    StreamTotals,
+    TaskRecord,
+    new_ulid,
+    read_manifest,
+    replace_manifest,
+    sync_folder,
+    write_manifest,
+    write_synced,
+)
+from kineflow.datasets.segment import EncodedEpisode, Segment, encode_episode, entry, pack, schema_hash, task_id, vector_streams
+from kineflow.datasets.statistics import Moments, feature_statistics, join
+
+
+class EpisodeStore:
+    """Committed episodes by index, in commit order. What others commit later is seen after `reload()`."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        """Use `create` or `open`."""
+        self.path = path
+        self._segments: list[Segment] = []
+        self._show(manifest)
+
+    @classmethod
+    def create(
+        cls,
+        path: Path | str,
+        interface: Interface,
+        clock: str = "sensor",
+        provenance: str = "",
+        licence: str = "",
+        cameras: Mapping[str, CameraRecord] | None = None,
+    ) -> EpisodeStore:
+        """Make an empty store; `clock` says what the timestamps are ("sensor", or e.g. "nominal_10hz").
+
+        Raises:
+            StoreError: something exists at `path`, or a stream name cannot be stored.
+        """
+        path = Path(path)
+        check_interface(interface)
+        if path.exists():
+            raise StoreError(f"{path} exists already; open it with EpisodeStore.open, or choose another path or remove it")
+        for folder in ("segments", "staging"):
+            (path / folder).mkdir(parents=True)
+        records = {name: CameraRecord() for name in interface.cameras} | dict(cameras or {})
+        write_manifest(path, Manifest(interface, records, clock, provenance, licence))
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path | str) -> EpisodeStore:
+        """Open for reading and writing; checks that each listed file is there with its size.
+
+        Raises:
+            StoreError: no store, a newer version, or a missing, truncated or changed file; names it and the remedy.
+        """
+        return cls(Path(path), read_manifest(Path(path)))
+
+    def reload(self) -> None:
+        """See what other writers have committed since."""
+        self._show(read_manifest(self.path))
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._manifest
+
+    @property
+    def interface(self) -> Interface:
+        return self._manifest.schema
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "E"]:
+        """Steps of each episode, counted on the action stream."""
+        return self._per_episode([s.extent("action")[1] for s in self._segments])
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self._place)
+
+    def episode(self, index: int) -> Episode:
+        """Read episode `index` (0 .. num_episodes - 1), every byte checked against its checksum."""
+        segment, row = self._locate(index)
+        streams = {}
+        for name in [*vector_streams(self.interface), *self.interface.cameras]:
+            first, length = (int(column[row]) for column in segment.extent(name))
+            read = segment.frames if name in self.interface.cameras else segment.vectors
+            streams[name] = Stream(read(name, first, first + length), segment.stamps(name, first, first + length))
+        labels = [*segment.labels(), ""]  # -1, "not known", picks the empty one
+        success = int(segment.column("success")[row])
+        return Episode(
+            streams=streams,
+            instruction=self._instruction(int(segment.column("task_id")[row])),
+            success=None if success < 0 else bool(success),
+            source=labels[int(segment.column("source_id")[row])],
+            clock=labels[int(segment.column("clock_id")[row])],
+        )
+
+    def low_dim(self, name: str) -> Float32[np.ndarray, "N D"]:
+        """A whole low-dimensional stream in RAM, episode after episode, checked against its checksums.
+
+        Raises:
+            StoreError: the store has no such stream; the message lists what it has.
+        """
+        widths = vector_streams(self.interface)
+        if name not in widths:
+            raise StoreError(f"{self.path}: no low-dimensional stream '{name}'; it has {sorted(widths)}; choose one or import it")
+        parts = [segment.vectors(name) for segment in self._segments]
+        return np.concatenate(parts) if parts else np.zeros((0, widths[name]), np.float32)
+
+    def stream_lengths(self, name: str) -> Int64[np.ndarray, "E"]:
+        """Samples of stream or camera `name` in each episode; equals `lengths` where it shares the action's clock."""
+        return self._per_episode([s.extent(name)[1] for s in self._segments])
+
+    def has_own_clock(self, name: str) -> bool:
+        """True when samples of `name` were not taken together with the actions, so that row i is not step i."""
+        return any(segment.has_own_clock(name) for segment in self._segments)
+
+    def statistics(self, episodes: Sequence[int] | None = None) -> dict[str, FeatureStatistics]:
+        """Statistics of each low-dimensional stream over the given episodes (default: all); keys include "action".
+
+        Moments merge from the per-episode ones kept while writing; quantiles are exact over the samples.
+        """
+        chosen = self._distinct(range(self.num_episodes) if episodes is None else episodes)
+        result = {}
+        for name in vector_streams(self.interface):
+            moments, lengths = self._moments(name), self.stream_lengths(name)
+            of_episode = np.repeat(np.arange(self.num_episodes), lengths)
+            values = self.low_dim(name)[np.isin(of_episode, chosen)]
+            result[name] = feature_statistics(Moments(moments.count[chosen], moments.rows[chosen]), values)
+        return result
+
+    def fingerprint(self) -> str:
+        """Hash of schema and episode contents: equal for equal contents, however they were split into segments."""
+        digests = sorted(row.tobytes() for segment in self._segments for row in segment.column("digest"))
+        return hashlib.sha256(schema_hash(self.interface).encode() + b"".join(digests)).hexdigest()
+
+    def writer(self, episodes_per_commit: int = 1) -> EpisodeWriter:
+        """Append episodes: 1 a commit while recording, many for an import."""
+        return EpisodeWriter(self, episodes_per_commit)
+
+    def commit(self, episodes: Sequence[EncodedEpisode]) -> None:
+        """Append one segment durably; a commit by another writer meanwhile is kept, ours comes after it."""
+        added = _write_segment(self.path, self.interface, episodes)
+        while True:
+            try:
+                self._show(replace_manifest(self.path, self._extended(added, episodes), self._manifest.generation))
+                return
+            except StaleGeneration:
+                self.reload()
+
+    def _extended(self, added: SegmentEntry, episodes: Sequence[EncodedEpisode]) -> Manifest:
+        old, texts = self._manifest, {e.episode.instruction for e in episodes} - {""}
+        tasks = {str(task_id(text)): TaskRecord(text) for text in texts}
+        stats = {n: _totals(old.stats.get(n), [e.moments[n] for e in episodes]) for n in vector_streams(self.interface)}
+        return replace(old, segments=(*old.segments, added), tasks={**tasks, **old.tasks}, stats=stats)
+
+    def _show(self, manifest: Manifest) -> None:
+        known = {s.entry.id: s for s in self._segments}
+        self._segments = [known.get(e.id) or Segment(self.path, e) for e in manifest.segments]
+        self._place = [(segment, row) for segment in self._segments for row in range(segment.entry.episodes)]
+        self._manifest = manifest
+
+    def _locate(self, index: int) -> tuple[Segment, int]:
+        if not 0 <= index < self.num_episodes:
+            raise StoreError(f"{self.path}: no episode {index}; it has {self.num_episodes}, numbered from 0")
+        return self._place[index]
+
+    def _distinct(self, episodes: Sequence[int]) -> Int64[np.ndarray, "K"]:
+        chosen = np.unique(np.asarray(episodes, np.int64))
+        if len(chosen) == 0 or len(chosen) != len(episodes):
+            raise StoreError(f"{self.path}: statistics need at least one episode, each named once; got {len(episodes)} entries")
+        for index in chosen[[0, -1]]:
+            self._locate(int(index))
+        return chosen
+
+    def _instruction(self, task: int) -> str:
+        return "" if task < 0 else self._manifest.tasks[str(task)].text
+
+    def _moments(self, stream: str) -> Moments:
+        return join([segment.moments(stream) for segment in self._segments])
+
+    def _per_episode(self, parts: Sequence[np.ndarray]) -> Int64[np.ndarray, "E"]:
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+class EpisodeWriter:
+    """Context manager that appends checked episodes; on an exception what is not committed yet is dropped."""
+
+    def __init__(self, store: EpisodeStore, episodes_per_commit: int) -> None:
+        if episodes_per_commit < 1:
+            raise StoreError(f"episodes_per_commit is {episodes_per_commit}; it must be at least 1")
+        self._store = store
+        self._episodes_per_commit = episodes_per_commit
+        self._pending: list[EncodedEpisode] = []
+
+    def __enter__(self) -> EpisodeWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.commit()
+
+    def add(self, episode: Episode) -> None:
+        """Check, compress and append; with `episodes_per_commit=1` the episode is durable when this returns.
+
+        Raises:
+            StoreError: the episode does not fit the schema, or is NaN; names episode, stream and step.
+        """
+        number = self._store.num_episodes + len(self._pending)
+        episode = checked(self._store.interface, episode, number)
+        self._pending.append(encode_episode(self._store.interface, episode))
+        if len(self._pending) >= self._episodes_per_commit:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make all pending episodes durable as one segment."""
+        if self._pending:
+            self._store.commit(self._pending)
+            self._pending = []
+
+
+def _write_segment(store: Path, interface: Interface, episodes: Sequence[EncodedEpisode]) -> SegmentEntry:
+    files = pack(interface, episodes)
+    added = entry(new_ulid(), episodes, files)
+    staged = store / "staging" / added.id
+    for path, data in files.items():
+        (staged / path).parent.mkdir(parents=True, exist_ok=True)
+        write_synced(staged / path, data)
+    for folder in {staged / parent for path in files for parent in Path(path).parents}:
+        sync_folder(folder)
+    os.rename(staged, store / "segments" / added.id)
+    sync_folder(store / "segments")
+    return added
+
+
+def _totals(old: StreamTotals | None, added: Sequence[Moments]) -> StreamTotals:
+    parts = list(added)
+    if old is not None:
+        parts.append(Moments(np.array([old.count]), np.array([[old.mean, old.m2, old.min, old.max]])))
+    total = join(parts).merged()
+    mean, m2, low, high = (tuple(row) for row in total.rows[0].tolist())
+    return StreamTotals(int(total.count[0]), mean, m2, low, high)

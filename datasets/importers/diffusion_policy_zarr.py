@@ -1,0 +1,216 @@
+"""Import a diffusion-policy replay buffer (Zarr v2): `data/<buffer>` `[N, ...]` and `meta/episode_ends` (exclusive).
+
+Format: real-stanford/diffusion_policy, `diffusion_policy/common/replay_buffer.py`. It records neither clocks nor units, so
+timestamps are nominal and units come from a schema: the shipped one for PushT, `schema` for others, or none at all.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import zarr
+from jaxtyping import Int64
+
+from kineflow.config import load_config
+from kineflow.contracts import CameraSpec, Episode, FeatureSpec, Interface, KineflowError, Stream, VectorSpec
+from kineflow.datasets.episode_store import EpisodeStore
+
+EPISODES_PER_COMMIT = 64
+_PUSHT_BUFFERS = {"state": (5,), "action": (2,), "keypoint": (9, 2), "n_contacts": (1,), "img": (96, 96, 3)}
+_KEYPOINTS = tuple(f"keypoint_{i}_{axis}" for i in range(9) for axis in "xy")
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What was carried into the store, as stream -> description, and what was not, as buffer -> reason."""
+
+    source: str
+    destination: str
+    episodes: int
+    steps: int
+    carried: Mapping[str, str]
+    not_carried: Mapping[str, str]
+    clock: str
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Plan:
+    interface: Interface
+    buffer_of: Mapping[str, str]  # stream -> buffer
+    clock: str
+
+
+def import_diffusion_policy_zarr(
+    source: Path,
+    destination: Path,
+    progress: Callable[[int, int], None] | None = None,
+    schema: Path | None = None,
+    rate_hz: float = 10.0,
+    licence: str = "",
+) -> ImportReport:
+    """Import the replay buffer at `source` (a folder or a .zip) as a new store at `destination`.
+
+    PushT is recognised by its buffers and gets names, units and limits from `configs/interfaces/pusht.yaml`. Otherwise
+    `schema` (an Interface as YAML; streams are named as their buffers) says them, and only its streams are carried.
+    Without it dimensions are called dim_0, dim_1, ... in unit "unknown", at `rate_hz`. `progress(done, total)` counts
+    episodes. The store appears at `destination` complete or not at all.
+
+    Raises:
+        KineflowError: not a replay buffer, a buffer that the schema needs is missing or has another shape, NaN (naming stream,
+            step and episode), or something exists at `destination`.
+    """
+    began, source, destination = time.monotonic(), Path(source), Path(destination)
+    if destination.exists():
+        raise KineflowError(f"{destination} exists already; choose another destination or remove it")
+    buffers, ends = _open(source)
+    plan = _plan(buffers, schema, rate_hz)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.importing-", dir=destination.parent) as staged:
+        store = EpisodeStore.create(Path(staged) / "store", plan.interface, plan.clock, f"{source.name} (diffusion-policy-zarr)", licence)
+        with store.writer(EPISODES_PER_COMMIT) as writer:
+            for number, episode in enumerate(_episodes(buffers, ends, plan, source.name)):
+                writer.add(episode)
+                if progress is not None:
+                    progress(number + 1, len(ends))
+        shutil.move(store.path, destination)
+    return _report(source, destination, buffers, ends, plan, time.monotonic() - began)
+
+
+def _open(source: Path) -> tuple[dict[str, zarr.Array], Int64[np.ndarray, "E"]]:
+    """Buffers by name and the exclusive end of each episode."""
+    remedy = "give the folder (or its .zip) that holds data/ and meta/episode_ends"
+    if not source.exists():
+        raise KineflowError(f"{source} does not exist; {remedy}")
+    try:
+        root = _root(source)
+        data, ends = root["data"], root["meta/episode_ends"]
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise KineflowError(f"{source} is not a diffusion-policy replay buffer ({error}); {remedy}") from error
+    if not isinstance(data, zarr.Group) or not isinstance(ends, zarr.Array):
+        raise KineflowError(f"{source} is not a diffusion-policy replay buffer; {remedy}")
+    buffers = dict(sorted(data.arrays()))
+    return buffers, _checked_ends(np.asarray(ends[:], np.int64), buffers, source)
+
+
+def _root(source: Path) -> zarr.Group:
+    if source.is_dir():
+        return zarr.open_group(source, mode="r", zarr_format=2)
+    with zipfile.ZipFile(source) as archive:
+        found = [n for n in archive.namelist() if n.endswith("meta/episode_ends/.zarray")]
+    if not found:
+        raise ValueError("it has no meta/episode_ends")
+    inside = PurePosixPath(min(found, key=len)).parents[2]
+    return zarr.open_group(zarr.storage.ZipStore(source, mode="r"), path="" if str(inside) == "." else str(inside), mode="r", zarr_format=2)
+
+
+def _checked_ends(ends: Int64[np.ndarray, "E"], buffers: Mapping[str, zarr.Array], source: Path) -> Int64[np.ndarray, "E"]:
+    if "action" not in buffers:
+        raise KineflowError(f"{source} has no buffer 'action', only {sorted(buffers)}; rename the one with the actions to data/action")
+    if len(ends) == 0 or (np.diff(ends, prepend=0) <= 0).any():
+        raise KineflowError(f"{source}: meta/episode_ends must increase from above 0, got {ends[:8]}...; drop empty episodes")
+    for name, buffer in buffers.items():
+        if buffer.shape[0] < ends[-1]:
+            raise KineflowError(f"{source}: buffer '{name}' has {buffer.shape[0]} rows, the last episode ends at {ends[-1]}; the source is incomplete")
+    return ends
+
+
+def _plan(buffers: Mapping[str, zarr.Array], schema: Path | None, rate_hz: float) -> _Plan:
+    shapes = {name: buffer.shape[1:] for name, buffer in buffers.items()}
+    if schema is not None:
+        return _declared(load_config(Interface, schema), shapes, {})
+    if shapes == _PUSHT_BUFFERS:
+        pusht = load_config(Interface, "interfaces/pusht")
+        rate = pusht.action.rate_hz
+        extra = {
+            "keypoint": FeatureSpec(VectorSpec(_KEYPOINTS, ("px",) * 18, "board", (-math.inf,) * 18, (math.inf,) * 18), rate),
+            "n_contacts": FeatureSpec(VectorSpec(("n_contacts",), ("1",), "board", (0.0,), (math.inf,)), rate),
+        }
+        return _declared(replace(pusht, features={**pusht.features, **extra}), shapes, {"top": "img"})
+    return _generic(buffers, rate_hz)
+
+
+def _declared(interface: Interface, shapes: Mapping[str, tuple[int, ...]], renamed: Mapping[str, str]) -> _Plan:
+    needed = {name: (spec.vector.size,) for name, spec in {**interface.features, "action": interface.action}.items()}
+    needed |= {name: (camera.height, camera.width, 3) for name, camera in interface.cameras.items()}
+    buffer_of = {name: renamed.get(name, name) for name in needed}
+    for name, shape in needed.items():
+        found = shapes.get(buffer_of[name])
+        if found is None:
+            raise KineflowError(f"the schema needs stream '{name}', the source has only the buffers {sorted(shapes)}; correct the schema")
+        if (found if name in interface.cameras else (math.prod(found),)) != shape:
+            raise KineflowError(f"the schema says that '{name}' has shape {list(shape)} a step, the source has {list(found)}; correct the schema")
+    return _Plan(interface, buffer_of, _nominal(interface.action.rate_hz))
+
+
+def _generic(buffers: Mapping[str, zarr.Array], rate_hz: float) -> _Plan:
+    features, cameras = {}, {}
+    for name, buffer in buffers.items():
+        shape = buffer.shape[1:]
+        if len(shape) == 3 and shape[2] == 3:
+            cameras[name] = CameraSpec(shape[0], shape[1], rate_hz)
+        elif buffer.dtype.kind in "fiub":
+            size = math.prod(shape)
+            names = tuple(f"dim_{i}" for i in range(size))
+            features[name] = FeatureSpec(VectorSpec(names, ("unknown",) * size, "unknown", (-math.inf,) * size, (math.inf,) * size), rate_hz)
+    action = features.pop("action")
+    return _Plan(Interface(features, action, cameras), {n: n for n in [*features, "action", *cameras]}, _nominal(rate_hz))
+
+
+def _nominal(rate_hz: float) -> str:
+    return f"nominal_{rate_hz:g}hz"
+
+
+def _episodes(buffers: Mapping[str, zarr.Array], ends: Int64[np.ndarray, "E"], plan: _Plan, source: str) -> Iterator[Episode]:
+    names = list(plan.buffer_of)
+    columns = [_rows(buffers[plan.buffer_of[name]], ends) for name in names]
+    period_ns = 1e9 / plan.interface.action.rate_hz
+    for number, values in enumerate(zip(*columns, strict=True)):
+        stamp_ns = np.round(np.arange(len(values[0])) * period_ns).astype(np.int64)
+        streams = {n: Stream(_shaped(n, v, plan.interface, number), stamp_ns) for n, v in zip(names, values, strict=True)}
+        yield Episode(streams, source=f"{source}#{number}", clock=plan.clock)
+
+
+def _rows(buffer: zarr.Array, ends: Int64[np.ndarray, "E"]) -> Iterator[np.ndarray]:
+    """Values of one episode after another; every source chunk is decoded once."""
+    size, start = buffer.chunks[0], 0
+    held, base = np.asarray(buffer[:size]), 0
+    for end in ends.tolist():
+        while base + len(held) < end:
+            read = base + len(held)
+            held, base = np.concatenate([held[start - base :], np.asarray(buffer[read : read + size])]), start
+        yield held[start - base : end - base]
+        start = end
+
+
+def _shaped(name: str, values: np.ndarray, interface: Interface, episode: int) -> np.ndarray:
+    if name not in interface.cameras:
+        return values.reshape(len(values), -1)
+    pixels = values.astype(np.uint8)
+    if not np.array_equal(pixels, values):
+        raise KineflowError(
+            f"episode {episode}: frames of '{name}' ({values.dtype}) are not whole numbers 0..255; scale them to uint8 in the source first"
+        )
+    return pixels
+
+
+def _report(
+    source: Path, destination: Path, buffers: Mapping[str, zarr.Array], ends: Int64[np.ndarray, "E"], plan: _Plan, seconds: float
+) -> ImportReport:
+    carried = {n: f"data/{b} {buffers[b].dtype} {list(buffers[b].shape)}" for n, b in plan.buffer_of.items()}
+    used = set(plan.buffer_of.values())
+    reason = "not in the schema, or neither numbers nor RGB frames"
+    rest = {f"data/{n}": f"{reason}: {b.dtype} {list(b.shape)}" for n, b in buffers.items() if n not in used}
+    tail = min(b.shape[0] for b in buffers.values()) - int(ends[-1])
+    rest |= {"rows after the last episode": f"{tail} rows belong to no episode"} if tail else {}
+    size = sum(f.stat().st_size for f in destination.rglob("*") if f.is_file())
+    return ImportReport(str(source), str(destination), len(ends), int(ends[-1]), carried, rest, plan.clock, size, seconds)

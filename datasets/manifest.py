@@ -1,0 +1,209 @@
+"""`manifest.json`: the one file that says what a store holds; replaced as a whole, never edited.
+
+A reader that has a manifest sees exactly the segments it lists: immutable, each file with its size and crc32c. A writer
+prepares everything aside, then swaps the manifest by write-tmp, fsync, rename, under a lock, and only if `generation` is
+still the one it started from (compare-and-swap; on S3 the same step is a conditional PUT).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kineflow.config import ConfigError, from_plain
+from kineflow.contracts import Interface, KineflowError, to_plain
+from kineflow.datasets.zarr_v3 import crc32c
+
+FORMAT = "episode-store"
+VERSION = 1
+NAME = "manifest.json"
+
+
+class StoreError(KineflowError):
+    """A store that cannot be read or written; the message names the file and the remedy."""
+
+
+class StaleGeneration(StoreError):
+    """Another writer has committed since this manifest was read."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a segment: path below the segment, size and crc32c of the whole file."""
+
+    path: str
+    bytes: int
+    crc32c: int
+
+
+@dataclass(frozen=True)
+class SegmentEntry:
+    """One immutable folder `segments/<id>/`; `steps` counts rows of the action stream."""
+
+    id: str
+    steps: int
+    episodes: int
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Pinhole camera, OpenCV axes (x right, y down, z forward); `body_from_camera` is 4 x 4, row major."""
+
+    intrinsics: tuple[tuple[float, ...], ...]  # K, 3 x 3, px
+    distortion_model: str
+    distortion: tuple[float, ...]
+    body_from_camera: tuple[tuple[float, ...], ...]
+    convention: str = "opencv"
+
+
+@dataclass(frozen=True)
+class CameraRecord:
+    """How the frames of one camera are stored; size and rate are in the schema."""
+
+    codec: str = "blosc-lz4hc"
+    lossy: bool = False
+    calibration: Calibration | None = None
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """Instruction text and its BCP 47 language ("und": not known); the key is `task_id`, a hash of the text."""
+
+    text: str
+    language: str = "und"
+
+
+@dataclass(frozen=True)
+class StreamTotals:
+    """Moments of one stream over all episodes (datasets/statistics.py)."""
+
+    count: int
+    mean: tuple[float, ...]
+    m2: tuple[float, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything but the data. `splits` names the codes of the per-episode column `split` (-1: none given)."""
+
+    schema: Interface
+    cameras: Mapping[str, CameraRecord]
+    clock: str
+    provenance: str = ""
+    licence: str = ""
+    segments: tuple[SegmentEntry, ...] = ()
+    tasks: Mapping[str, TaskRecord] = field(default_factory=dict)
+    stats: Mapping[str, StreamTotals] = field(default_factory=dict)
+    splits: Mapping[str, int] = field(default_factory=dict)
+    generation: int = 0
+    format: str = FORMAT
+    version: int = VERSION
+
+
+def read_manifest(store: Path) -> Manifest:
+    """The manifest of the store at `store`.
+
+    Raises:
+        StoreError: no store there, a newer format version, or a file that is not what was written.
+    """
+    file = store / NAME
+    try:
+        data = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise StoreError(
+            f"{store} is not an episode store: {file} does not exist; give the folder of a store, "
+            "or make one with `kineflow data import` or EpisodeStore.create"
+        ) from None
+    except ValueError as error:
+        raise StoreError(f"{file} is damaged (not JSON: {error}); see `kineflow data doctor {store}`") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise StoreError(f"{file} is not the manifest of an episode store (format is not '{FORMAT}')")
+    check_version(data.get("version"), file)
+    checksum = data.pop("checksum", None)
+    if checksum != crc32c(_canonical(data)):
+        raise StoreError(f"{file} is damaged (its checksum does not match its contents); see `kineflow data doctor {store}`")
+    try:
+        manifest: Manifest = from_plain(Manifest, data, str(file))
+    except ConfigError as error:
+        raise StoreError(f"{error}; see `kineflow data doctor {store}`") from error
+    return manifest
+
+
+def check_version(version: Any, file: Path) -> None:
+    """Raise StoreError naming both versions when `file` was written by a newer Kineflow."""
+    if not isinstance(version, int) or version > VERSION:
+        raise StoreError(
+            f"{file} has episode-store version {version}, this Kineflow reads up to version {VERSION}; "
+            "upgrade with `pip install --upgrade kineflow`"
+        )
+
+
+def replace_manifest(store: Path, new: Manifest, expected_generation: int) -> Manifest:
+    """Swap in `new` as generation `expected_generation + 1`, durably; returns it.
+
+    Raises:
+        StaleGeneration: the manifest on disk is not `expected_generation`.
+    """
+    with _locked(store):
+        on_disk = read_manifest(store).generation
+        if on_disk != expected_generation:
+            raise StaleGeneration(f"{store / NAME} is at generation {on_disk}, not {expected_generation}: read it again")
+        new = replace(new, generation=expected_generation + 1)
+        write_manifest(store, new)
+        return new
+
+
+def write_manifest(store: Path, manifest: Manifest) -> None:
+    """Write-tmp, fsync, rename. Callers other than `EpisodeStore.create` go through `replace_manifest`."""
+    data = to_plain(manifest)
+    data["checksum"] = crc32c(_canonical(data))
+    temporary = store / f".{NAME}.{new_ulid()}"
+    write_synced(temporary, _canonical(data) + b"\n")
+    os.replace(temporary, store / NAME)
+    sync_folder(store)
+
+
+def new_ulid() -> str:
+    """26 characters that sort by creation time: 48 bits of milliseconds, 80 random bits, Crockford base 32."""
+    value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    return "".join("0123456789ABCDEFGHJKMNPQRSTVWXYZ"[value >> shift & 31] for shift in range(125, -1, -5))
+
+
+def write_synced(file: Path, data: bytes) -> None:
+    """Write and fsync; the folder's entry is synced by the caller (`sync_folder`)."""
+    with open(file, "wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(store: Path) -> Iterator[None]:
+    # flock, because the kernel drops it when its owner is killed: a stale lock file cannot block a store.
+    with open(store / "manifest.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _canonical(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

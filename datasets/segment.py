@@ -1,0 +1,248 @@
+"""One segment: an immutable folder that is an ordinary Zarr v3 group of whole episodes.
+
+    zarr.json                      format, schema hash, writer, consolidated metadata
+    steps/timestamp                int64 ns [n], the clock of the action stream
+    steps/<stream>                 float32 [n, D]
+    steps/<stream>_timestamp       only for streams with a clock of their own, which may then have other lengths too
+    cameras/<camera>               uint8 [n, H, W, 3]
+    episodes/<column>              start, length, t0_ns, task_id, success, split, seed, source_id, operator_id, clock_id,
+                                   digest [E, 32], <stream>_moments [E, 4, D], <stream>_start/_length (own clock only)
+
+`source_id`, `operator_id` and `clock_id` index the attribute `labels` of `episodes/`; -1 stands for "not known".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from kineflow import __version__
+from kineflow.contracts import Episode, Interface, Stream, to_json
+from kineflow.datasets.manifest import FORMAT, VERSION, FileEntry, SegmentEntry, StoreError
+from kineflow.datasets.statistics import Moments, measure
+from kineflow.datasets.zarr_v3 import (
+    CorruptData,
+    Files,
+    crc32c,
+    decode_frames,
+    decode_vectors,
+    encode_frame,
+    encode_shards,
+    encode_vectors,
+    group,
+)
+
+ACTION = "action"
+
+
+def vector_streams(interface: Interface) -> dict[str, int]:
+    """Low-dimensional streams and their widths, `action` last."""
+    return {**{name: spec.vector.size for name, spec in interface.features.items()}, ACTION: interface.action.vector.size}
+
+
+def schema_hash(interface: Interface) -> str:
+    return hashlib.sha256(to_json(interface).encode()).hexdigest()
+
+
+def task_id(instruction: str) -> int:
+    """63-bit hash of the text, so that concurrent writers give one instruction one id; -1 for no instruction."""
+    return int.from_bytes(hashlib.sha256(instruction.encode()).digest()[:8], "big") >> 1 if instruction else -1
+
+
+@dataclass(frozen=True)
+class EncodedEpisode:
+    """One checked episode: numbers as they are stored, frames already compressed, so that pending episodes stay small."""
+
+    episode: Episode  # without frames: the camera streams have empty values
+    frames: Mapping[str, Sequence[bytes]]
+    moments: Mapping[str, Moments]
+    digest: bytes
+
+
+def encode_episode(interface: Interface, episode: Episode) -> EncodedEpisode:
+    """Compress and measure an episode that has passed `episode_check.checked`."""
+    streams, frames = dict(episode.streams), {}
+    for name in interface.cameras:
+        stream = episode.streams[name]
+        frames[name] = [encode_frame(image) for image in stream.values]
+        streams[name] = Stream(stream.values[:0], stream.stamp_ns)
+    moments = {name: measure(episode.streams[name].values) for name in vector_streams(interface)}
+    stripped = Episode(streams, episode.instruction, episode.success, episode.source, episode.clock)
+    return EncodedEpisode(stripped, frames, moments, episode_digest(episode))
+
+
+def episode_digest(episode: Episode) -> bytes:
+    """SHA-256 over names, clocks and values: the same for equal contents whatever codec or segment holds them."""
+    digest = hashlib.sha256(repr((episode.instruction, episode.success, episode.source, episode.clock)).encode())
+    for name in sorted(episode.streams):
+        stream = episode.streams[name]
+        digest.update(repr((name, stream.values.dtype.name, stream.values.shape)).encode())
+        digest.update(np.ascontiguousarray(stream.stamp_ns))
+        digest.update(np.ascontiguousarray(stream.values))
+    return digest.digest()
+
+
+def pack(interface: Interface, episodes: Sequence[EncodedEpisode]) -> Files:
+    """All files of the segment that holds `episodes`, by path below the segment."""
+    columns, labels = _columns(episodes)
+    files: Files = {"steps/zarr.json": group({}), "cameras/zarr.json": group({}), "episodes/zarr.json": group({"labels": labels})}
+    files |= encode_vectors("steps/timestamp", _stamps(episodes, ACTION))
+    for name in vector_streams(interface):
+        files |= encode_vectors(f"steps/{name}", np.concatenate([e.episode.streams[name].values for e in episodes]))
+        columns[f"{name}_moments"] = np.concatenate([e.moments[name].rows for e in episodes])
+    for name, camera in interface.cameras.items():
+        payloads = [payload for e in episodes for payload in e.frames[name]]
+        files |= encode_shards(f"cameras/{name}", payloads, camera.height, camera.width)
+    for name in _own_clocks(episodes):
+        files |= encode_vectors(f"steps/{name}_timestamp", _stamps(episodes, name))
+        columns[f"{name}_start"], columns[f"{name}_length"] = _extent(episodes, name)
+    for name, column in columns.items():
+        files |= encode_vectors(f"episodes/{name}", column)
+    attributes = {"format": FORMAT, "version": VERSION, "schema_hash": schema_hash(interface), "writer": f"kineflow {__version__}"}
+    files["zarr.json"] = group(attributes, files)
+    return files
+
+
+def entry(segment_id: str, episodes: Sequence[EncodedEpisode], files: Files) -> SegmentEntry:
+    """The line of the manifest that lists these files."""
+    steps = sum(len(e.episode.streams[ACTION].stamp_ns) for e in episodes)
+    listed = tuple(FileEntry(path, len(data), crc32c(data)) for path, data in sorted(files.items()))
+    return SegmentEntry(segment_id, steps, len(episodes), listed)
+
+
+def _columns(episodes: Sequence[EncodedEpisode]) -> tuple[dict[str, np.ndarray], list[str]]:
+    labels = sorted({label for e in episodes for label in (e.episode.source, e.episode.clock) if label})
+    place = {label: number for number, label in enumerate(labels)} | {"": -1}
+    unknown = np.full(len(episodes), -1, np.int64)
+    start, length = _extent(episodes, ACTION)
+    success = [-1 if e.episode.success is None else int(e.episode.success) for e in episodes]
+    columns = {
+        "start": start,
+        "length": length,
+        "t0_ns": np.array([e.episode.streams[ACTION].stamp_ns[0] for e in episodes], np.int64),
+        "task_id": np.array([task_id(e.episode.instruction) for e in episodes], np.int64),
+        "success": np.array(success, np.int8),
+        "split": unknown.astype(np.int8),
+        "seed": unknown,
+        "source_id": np.array([place[e.episode.source] for e in episodes], np.int64),
+        "operator_id": unknown,
+        "clock_id": np.array([place[e.episode.clock] for e in episodes], np.int64),
+        "digest": np.stack([np.frombuffer(e.digest, np.uint8) for e in episodes]),
+    }
+    return columns, labels
+
+
+def _own_clocks(episodes: Sequence[EncodedEpisode]) -> list[str]:
+    names = episodes[0].episode.streams
+    return [n for n in names if not all(np.array_equal(e.episode.streams[n].stamp_ns, _clock(e)) for e in episodes)]
+
+
+def _clock(encoded: EncodedEpisode) -> np.ndarray:
+    return encoded.episode.streams[ACTION].stamp_ns
+
+
+def _stamps(episodes: Sequence[EncodedEpisode], stream: str) -> np.ndarray:
+    return np.concatenate([e.episode.streams[stream].stamp_ns for e in episodes])
+
+
+def _extent(episodes: Sequence[EncodedEpisode], stream: str) -> tuple[np.ndarray, np.ndarray]:
+    lengths = np.array([len(e.episode.streams[stream].stamp_ns) for e in episodes], np.int64)
+    return np.concatenate([[0], np.cumsum(lengths[:-1])]).astype(np.int64), lengths
+
+
+class Segment:
+    """Verified read access to one committed segment.
+
+    Every read raises StoreError, naming file and remedy, instead of returning data that are not what was written.
+    """
+
+    def __init__(self, store: Path, listed: SegmentEntry) -> None:
+        """Check that every listed file is there with its size; contents are checked when they are read."""
+        self.entry = listed
+        self.folder = store / "segments" / listed.id
+        self._store = store
+        self._listed = {f.path: f for f in listed.files}
+        self._columns: dict[str, np.ndarray] = {}
+        for file in listed.files:
+            self._check_size(file)
+
+    def has_own_clock(self, stream: str) -> bool:
+        return f"steps/{stream}_timestamp/zarr.json" in self._listed
+
+    def column(self, name: str) -> np.ndarray:
+        """One per-episode column `[E, ...]`, kept in memory."""
+        if name not in self._columns:
+            self._columns[name] = self._decode(lambda: decode_vectors(f"episodes/{name}", self.read))
+        return self._columns[name]
+
+    def extent(self, stream: str) -> tuple[Int64[np.ndarray, "E"], Int64[np.ndarray, "E"]]:
+        """First row and number of rows of each episode in `stream`."""
+        prefix = f"{stream}_" if self.has_own_clock(stream) else ""
+        return self.column(f"{prefix}start"), self.column(f"{prefix}length")
+
+    def moments(self, stream: str) -> Moments:
+        return Moments(self.extent(stream)[1], self.column(f"{stream}_moments"))
+
+    def vectors(self, stream: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows `[start, stop)` of a low-dimensional stream, float32 `[n, D]`."""
+        return self._decode(lambda: decode_vectors(f"steps/{stream}", self.read, start, stop))
+
+    def stamps(self, stream: str, start: int = 0, stop: int | None = None) -> Int64[np.ndarray, "n"]:
+        name = f"{stream}_timestamp" if self.has_own_clock(stream) else "timestamp"
+        return self._decode(lambda: decode_vectors(f"steps/{name}", self.read, start, stop))
+
+    def frames(self, camera: str, start: int, stop: int) -> np.ndarray:
+        """Frames `[start, stop)`, uint8 `[n, H, W, 3]`; each is checked by its own crc32c."""
+        return self._decode(lambda: decode_frames(f"cameras/{camera}", self._read_shard, start, stop))
+
+    def labels(self) -> list[str]:
+        return list(json.loads(self.read("episodes/zarr.json"))["attributes"]["labels"])
+
+    def read(self, path: str) -> bytes:
+        """Contents of one listed file, checked against size and crc32c of the manifest."""
+        data = self._checked_path(path).read_bytes()
+        if crc32c(data) != self._listed[path].crc32c:
+            raise self._damaged(path, "its bytes are not the ones that were committed (crc32c differs)")
+        return data
+
+    def _read_shard(self, path: str) -> bytes | memoryview:
+        # A shard carries a checksum per frame: reading one episode must not pay for the whole 32 MiB.
+        if path.endswith("zarr.json"):
+            return self.read(path)
+        with open(self._checked_path(path), "rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def _checked_path(self, path: str) -> Path:
+        if path not in self._listed:
+            raise self._damaged(path, "the manifest does not list it")
+        self._check_size(self._listed[path])
+        return self.folder / path
+
+    def _check_size(self, file: FileEntry) -> None:
+        try:
+            size = (self.folder / file.path).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._damaged(file.path, "the file is missing") from None
+        if size != file.bytes:
+            raise self._damaged(file.path, f"the file has {size} bytes instead of {file.bytes}")
+
+    def _decode(self, decode: Any) -> np.ndarray:
+        try:
+            values: np.ndarray = decode()
+        except CorruptData as error:
+            raise StoreError(f"{self.folder}: {error}; {self._remedy()}") from error
+        return values
+
+    def _damaged(self, path: str, problem: str) -> StoreError:
+        return StoreError(f"{self.folder / path}: {problem}; {self._remedy()}")
+
+    def _remedy(self) -> str:
+        return f"run `kineflow data doctor {self._store}` and restore the file from a copy or import again"

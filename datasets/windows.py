@@ -1,0 +1,163 @@
+"""Training windows: what a policy observes, predicts and executes around one step.
+
+One window for each step t of each episode. With horizons observation T=2, prediction H=8, execution E=4:
+
+    step          t-1    t   t+1  t+2  t+3  t+4  t+5  t+6  t+7
+    observed      [o]   [o]                                        state  [T], oldest first, the last one is "now"
+    predicted           [a   a    a    a    a    a    a    a]      action [H], the first one is taken at t
+    executed            [x   x    x    x]                          then the policy observes again, at t+4
+
+    at the first step (t = 0)                at the last step but two (t = L-3)
+    step     -1    0    1  ..                step     L-4  L-3  L-2  L-1   L   L+1  L+2  L+3  L+4
+    state    [s0   s0]                       action        [a   a    a    a    a    a    a    a]
+    is_pad    1    0                         is_pad         0   0    0    1    1    1    1    1
+                                             value                        repeats that of step L-1
+
+Outside its episode a window repeats the nearest step and its mask says so (True: padding). All low-dimensional data stay in
+RAM and a batch is one gather: no loop over samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from kineflow.contracts import Horizons, KineflowError, Window
+from kineflow.datasets.episode_store import EpisodeStore
+
+ACTION = "action"
+
+
+class WindowReader:
+    """Windows of the chosen episodes, numbered episode after episode in the order given, then step after step."""
+
+    def __init__(self, store: EpisodeStore, features: Sequence[str], horizons: Horizons, episodes: Sequence[int]) -> None:
+        """Load `features` and the actions into RAM.
+
+        Raises:
+            KineflowError: a feature that the store lacks, that has a clock of its own or holds NaN; no or unknown episodes.
+        """
+        if len(features) == 0 or len(episodes) == 0:
+            raise KineflowError(f"windows need at least one feature and one episode, got {list(features)} and {len(episodes)} episodes")
+        self._state = np.concatenate([_stream(store, name) for name in features], axis=1)
+        self._action = _stream(store, ACTION)
+        self._past = np.arange(1 - horizons.observation, 1)
+        self._future = np.arange(horizons.prediction)
+        first, last = _extents(store, episodes)
+        lengths = last - first + 1
+        self._first, self._last = np.repeat(first, lengths), np.repeat(last, lengths)
+        ends = np.cumsum(lengths)
+        self._now = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths) + self._first
+
+    def __len__(self) -> int:
+        return len(self._now)
+
+    def read(self, indices: Int64[np.ndarray, "B"]) -> Window:
+        """Windows `indices` (0 .. len - 1): state float32 [B, T, S] in the order of `features`, action float32 [B, H, A].
+
+        Raises:
+            IndexError: an index is out of range.
+        """
+        if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
+            raise IndexError(f"window indices {indices.min()} .. {indices.max()} are not all in 0 .. {len(self) - 1}")
+        now = self._now[indices, None]
+        first, last = self._first[indices, None], self._last[indices, None]
+        past, future = now + self._past, now + self._future
+        return Window(
+            state=self._state[np.maximum(past, first)],
+            action=self._action[np.minimum(future, last)],
+            state_is_pad=past < first,
+            action_is_pad=future > last,
+        )
+
+
+class WindowSampler:
+    """Endless shuffled batches of window indices; state is (seed, epoch, cursor) and nothing else.
+
+    The order of an epoch is a pure function of (seed, epoch). Epochs follow each other without a gap: a batch that the end
+    of one epoch does not fill takes the rest from the next, so every window is seen exactly once in each epoch.
+    """
+
+    def __init__(self, num_windows: int, batch_size: int, seed: int) -> None:
+        if num_windows < 1 or batch_size < 1 or seed < 0:
+            raise KineflowError(f"num_windows {num_windows} and batch_size {batch_size} must be at least 1, seed {seed} at least 0")
+        self._num_windows, self._batch_size, self._seed = num_windows, batch_size, seed
+        self._epoch, self._cursor = 0, 0
+        self._order = self._permutation(0)
+
+    def __iter__(self) -> Iterator[Int64[np.ndarray, "B"]]:
+        return self
+
+    def __next__(self) -> Int64[np.ndarray, "B"]:
+        parts, needed = [], self._batch_size
+        while needed:
+            part = self._order[self._cursor : self._cursor + needed]
+            self._cursor, needed = self._cursor + len(part), needed - len(part)
+            parts.append(part)
+            if self._cursor == self._num_windows:
+                self._epoch, self._cursor = self._epoch + 1, 0
+                self._order = self._permutation(self._epoch)
+        return np.concatenate(parts)
+
+    def state_dict(self) -> dict[str, int]:
+        """Plain integers; what comes next after `load_state_dict` of it is exactly what comes next here."""
+        return {**self._identity(), "epoch": self._epoch, "cursor": self._cursor}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue from `state`.
+
+        Raises:
+            KineflowError: the state belongs to another seed, batch size or number of windows.
+        """
+        for name, mine in self._identity().items():
+            if state[name] != mine:
+                raise KineflowError(
+                    f"sampler state has {name} {state[name]}, this sampler {mine}; resume with the data and configuration of the run"
+                )
+        self._epoch, self._cursor = state["epoch"], state["cursor"]
+        self._order = self._permutation(self._epoch)
+
+    def _identity(self) -> dict[str, int]:
+        return {"seed": self._seed, "num_windows": self._num_windows, "batch_size": self._batch_size}
+
+    def _permutation(self, epoch: int) -> Int64[np.ndarray, "N"]:
+        return np.random.default_rng([self._seed, epoch]).permutation(self._num_windows)
+
+
+def split_episodes(num: int, validation_fraction: float, seed: int) -> tuple[Int64[np.ndarray, "K"], Int64[np.ndarray, "V"]]:
+    """Episodes to train on and to validate on, each sorted: whole episodes, because windows of one episode overlap.
+
+    A fraction above 0 holds out at least one episode and leaves at least one.
+    """
+    if not 0 <= validation_fraction < 1 or num < (2 if validation_fraction else 1):
+        raise KineflowError(f"cannot hold out a fraction {validation_fraction} of {num} episodes; use [0, 1) and at least 2 episodes")
+    held_out = min(max(round(num * validation_fraction), 1), num - 1) if validation_fraction else 0
+    order = np.random.default_rng(seed).permutation(num)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def _stream(store: EpisodeStore, name: str) -> Float32[np.ndarray, "N D"]:
+    if name != ACTION and name not in store.interface.features:
+        raise KineflowError(
+            f"{store.path}: no feature '{name}'; it has {sorted(store.interface.features)}; choose one of them or import it"
+        )
+    if store.has_own_clock(name):
+        raise KineflowError(f"{store.path}: '{name}' has timestamps of its own; resample it to the clock of the actions at import")
+    values = store.low_dim(name)
+    bad = np.flatnonzero(~np.isfinite(values).all(1))
+    if len(bad):
+        episode = int(np.searchsorted(np.cumsum(store.lengths), bad[0], side="right"))
+        step = bad[0] - store.lengths[:episode].sum()
+        raise KineflowError(f"{store.path}: '{name}' is not finite in episode {episode}, step {step}; leave out or repair the episode")
+    return values
+
+
+def _extents(store: EpisodeStore, episodes: Sequence[int]) -> tuple[Int64[np.ndarray, "K"], Int64[np.ndarray, "K"]]:
+    """First and last row of each chosen episode."""
+    chosen, lengths = np.asarray(episodes, np.int64), store.lengths
+    if chosen.min() < 0 or chosen.max() >= len(lengths):
+        raise KineflowError(f"{store.path}: episodes {chosen.min()} .. {chosen.max()} are not all in 0 .. {len(lengths) - 1}")
+    ends = np.cumsum(lengths)
+    return (ends - lengths)[chosen], ends[chosen] - 1
