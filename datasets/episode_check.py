@@ -49,7 +49,9 @@ def checked(interface: Interface, episode: Episode, number: int) -> Episode:
 
 def _vectors(values: np.ndarray, width: int, what: str) -> np.ndarray:
     if values.ndim != 2 or values.shape[1] != width or len(values) == 0:
-        raise StoreError(f"{what}: shape {list(values.shape)}, the schema says [T, {width}] with T >= 1; reshape it or fix the schema")
+        raise StoreError(
+            f"{what}: shape {list(values.shape)}, the schema says [T, {width}] with T >= 1; reshape the values or fix the schema"
+        )
     if values.dtype.kind not in "fiub":
         raise StoreError(f"{what}: dtype {values.dtype} is not a number; convert it to float32")
     with np.errstate(over="ignore"):

@@ -22,7 +22,7 @@ from types import TracebackType
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from kineflow.contracts import Episode, FeatureStatistics, Interface, Stream
+from kineflow.contracts import Episode, FeatureStatistics, Interface
 from kineflow.datasets.episode_check import check_interface, checked
 from kineflow.datasets.manifest import (
     CameraRecord,
@@ -30,7 +30,6 @@ from kineflow.datasets.manifest import (
     SegmentEntry,
     StaleGeneration,
     StoreError,
-    StreamTotals,
     TaskRecord,
     new_ulid,
     read_manifest,
@@ -40,7 +39,7 @@ from kineflow.datasets.manifest import (
     write_synced,
 )
 from kineflow.datasets.segment import EncodedEpisode, Segment, encode_episode, entry, pack, schema_hash, task_id, vector_streams
-from kineflow.datasets.statistics import Moments, feature_statistics, join
+from kineflow.datasets.statistics import Moments, extend, feature_statistics, join
 
 
 class EpisodeStore:
@@ -110,20 +109,7 @@ class EpisodeStore:
     def episode(self, index: int) -> Episode:
         """Read episode `index` (0 .. num_episodes - 1), every byte checked against its checksum."""
         segment, row = self._locate(index)
-        streams = {}
-        for name in [*vector_streams(self.interface), *self.interface.cameras]:
-            first, length = (int(column[row]) for column in segment.extent(name))
-            read = segment.frames if name in self.interface.cameras else segment.vectors
-            streams[name] = Stream(read(name, first, first + length), segment.stamps(name, first, first + length))
-        labels = [*segment.labels(), ""]  # -1, "not known", picks the empty one
-        success = int(segment.column("success")[row])
-        return Episode(
-            streams=streams,
-            instruction=self._instruction(int(segment.column("task_id")[row])),
-            success=None if success < 0 else bool(success),
-            source=labels[int(segment.column("source_id")[row])],
-            clock=labels[int(segment.column("clock_id")[row])],
-        )
+        return segment.episode(self.interface, row, self._manifest.tasks)
 
     def low_dim(self, name: str) -> Float32[np.ndarray, "N D"]:
         """A whole low-dimensional stream in RAM, episode after episode, checked against its checksums.
@@ -181,7 +167,7 @@ class EpisodeStore:
     def _extended(self, added: SegmentEntry, episodes: Sequence[EncodedEpisode]) -> Manifest:
         old, texts = self._manifest, {e.episode.instruction for e in episodes} - {""}
         tasks = {str(task_id(text)): TaskRecord(text) for text in texts}
-        stats = {n: _totals(old.stats.get(n), [e.moments[n] for e in episodes]) for n in vector_streams(self.interface)}
+        stats = {n: extend(old.stats.get(n), [e.moments[n] for e in episodes]) for n in vector_streams(self.interface)}
         return replace(old, segments=(*old.segments, added), tasks={**tasks, **old.tasks}, stats=stats)
 
     def _show(self, manifest: Manifest) -> None:
@@ -202,9 +188,6 @@ class EpisodeStore:
         for index in chosen[[0, -1]]:
             self._locate(int(index))
         return chosen
-
-    def _instruction(self, task: int) -> str:
-        return "" if task < 0 else self._manifest.tasks[str(task)].text
 
     def _moments(self, stream: str) -> Moments:
         return join([segment.moments(stream) for segment in self._segments])
@@ -261,12 +244,3 @@ def _write_segment(store: Path, interface: Interface, episodes: Sequence[Encoded
     os.rename(staged, store / "segments" / added.id)
     sync_folder(store / "segments")
     return added
-
-
-def _totals(old: StreamTotals | None, added: Sequence[Moments]) -> StreamTotals:
-    parts = list(added)
-    if old is not None:
-        parts.append(Moments(np.array([old.count]), np.array([[old.mean, old.m2, old.min, old.max]])))
-    total = join(parts).merged()
-    mean, m2, low, high = (tuple(row) for row in total.rows[0].tolist())
-    return StreamTotals(int(total.count[0]), mean, m2, low, high)

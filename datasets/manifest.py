@@ -20,6 +20,7 @@ from typing import Any
 
 from kineflow.config import ConfigError, from_plain
 from kineflow.contracts import Interface, KineflowError, to_plain
+from kineflow.datasets.statistics import Totals
 from kineflow.datasets.zarr_v3 import crc32c
 
 FORMAT = "episode-store"
@@ -83,17 +84,6 @@ class TaskRecord:
 
 
 @dataclass(frozen=True)
-class StreamTotals:
-    """Moments of one stream over all episodes (datasets/statistics.py)."""
-
-    count: int
-    mean: tuple[float, ...]
-    m2: tuple[float, ...]
-    min: tuple[float, ...]
-    max: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class Manifest:
     """Everything but the data. `splits` names the codes of the per-episode column `split` (-1: none given)."""
 
@@ -104,7 +94,7 @@ class Manifest:
     licence: str = ""
     segments: tuple[SegmentEntry, ...] = ()
     tasks: Mapping[str, TaskRecord] = field(default_factory=dict)
-    stats: Mapping[str, StreamTotals] = field(default_factory=dict)
+    stats: Mapping[str, Totals] = field(default_factory=dict)
     splits: Mapping[str, int] = field(default_factory=dict)
     generation: int = 0
     format: str = FORMAT
@@ -206,4 +196,4 @@ def _locked(store: Path) -> Iterator[None]:
 
 
 def _canonical(data: Mapping[str, Any]) -> bytes:
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()

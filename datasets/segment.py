@@ -16,17 +16,18 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
 from kineflow import __version__
-from kineflow.contracts import Episode, Interface, Stream, to_json
-from kineflow.datasets.manifest import FORMAT, VERSION, FileEntry, SegmentEntry, StoreError
+from kineflow.contracts import Episode, Interface, Stream, to_plain
+from kineflow.datasets.manifest import FORMAT, VERSION, FileEntry, SegmentEntry, StoreError, TaskRecord
 from kineflow.datasets.statistics import Moments, measure
 from kineflow.datasets.zarr_v3 import (
     CorruptData,
@@ -41,6 +42,7 @@ from kineflow.datasets.zarr_v3 import (
 )
 
 ACTION = "action"
+_ENCODING_THREADS = min(4, os.cpu_count() or 1)
 
 
 def vector_streams(interface: Interface) -> dict[str, int]:
@@ -49,7 +51,8 @@ def vector_streams(interface: Interface) -> dict[str, int]:
 
 
 def schema_hash(interface: Interface) -> str:
-    return hashlib.sha256(to_json(interface).encode()).hexdigest()
+    """Independent of the order in which features and cameras are named."""
+    return hashlib.sha256(json.dumps(to_plain(interface), sort_keys=True).encode()).hexdigest()
 
 
 def task_id(instruction: str) -> int:
@@ -72,8 +75,9 @@ def encode_episode(interface: Interface, episode: Episode) -> EncodedEpisode:
     streams, frames = dict(episode.streams), {}
     for name in interface.cameras:
         stream = episode.streams[name]
-        frames[name] = [encode_frame(image) for image in stream.values]
-        streams[name] = Stream(stream.values[:0], stream.stamp_ns)
+        with ThreadPoolExecutor(_ENCODING_THREADS) as pool:  # blosc releases the GIL
+            frames[name] = list(pool.map(encode_frame, stream.values))
+        streams[name] = Stream(np.empty((0, *stream.values.shape[1:]), np.uint8), stream.stamp_ns)
     moments = {name: measure(episode.streams[name].values) for name in vector_streams(interface)}
     stripped = Episode(streams, episode.instruction, episode.success, episode.source, episode.clock)
     return EncodedEpisode(stripped, frames, moments, episode_digest(episode))
@@ -85,8 +89,8 @@ def episode_digest(episode: Episode) -> bytes:
     for name in sorted(episode.streams):
         stream = episode.streams[name]
         digest.update(repr((name, stream.values.dtype.name, stream.values.shape)).encode())
-        digest.update(np.ascontiguousarray(stream.stamp_ns))
-        digest.update(np.ascontiguousarray(stream.values))
+        digest.update(np.ascontiguousarray(stream.stamp_ns).data)
+        digest.update(np.ascontiguousarray(stream.values).data)
     return digest.digest()
 
 
@@ -106,7 +110,8 @@ def pack(interface: Interface, episodes: Sequence[EncodedEpisode]) -> Files:
         columns[f"{name}_start"], columns[f"{name}_length"] = _extent(episodes, name)
     for name, column in columns.items():
         files |= encode_vectors(f"episodes/{name}", column)
-    attributes = {"format": FORMAT, "version": VERSION, "schema_hash": schema_hash(interface), "writer": f"kineflow {__version__}"}
+    writer = f"kineflow {__version__}"
+    attributes = {"format": FORMAT, "version": VERSION, "schema_hash": schema_hash(interface), "writer": writer}
     files["zarr.json"] = group(attributes, files)
     return files
 
@@ -206,6 +211,23 @@ class Segment:
     def labels(self) -> list[str]:
         return list(json.loads(self.read("episodes/zarr.json"))["attributes"]["labels"])
 
+    def episode(self, interface: Interface, row: int, tasks: Mapping[str, TaskRecord]) -> Episode:
+        """Episode `row` of this segment; `tasks` gives the text of its `task_id`."""
+        streams = {}
+        for name in [*vector_streams(interface), *interface.cameras]:
+            first, length = (int(column[row]) for column in self.extent(name))
+            read = self.frames if name in interface.cameras else self.vectors
+            streams[name] = Stream(read(name, first, first + length), self.stamps(name, first, first + length))
+        labels = [*self.labels(), ""]  # -1, "not known", picks the empty one
+        success, task = int(self.column("success")[row]), int(self.column("task_id")[row])
+        return Episode(
+            streams=streams,
+            instruction=tasks[str(task)].text if task >= 0 else "",
+            success=bool(success) if success >= 0 else None,
+            source=labels[int(self.column("source_id")[row])],
+            clock=labels[int(self.column("clock_id")[row])],
+        )
+
     def read(self, path: str) -> bytes:
         """Contents of one listed file, checked against size and crc32c of the manifest."""
         data = self._checked_path(path).read_bytes()
@@ -234,12 +256,11 @@ class Segment:
         if size != file.bytes:
             raise self._damaged(file.path, f"the file has {size} bytes instead of {file.bytes}")
 
-    def _decode(self, decode: Any) -> np.ndarray:
+    def _decode(self, decode: Callable[[], np.ndarray]) -> np.ndarray:
         try:
-            values: np.ndarray = decode()
+            return decode()
         except CorruptData as error:
             raise StoreError(f"{self.folder}: {error}; {self._remedy()}") from error
-        return values
 
     def _damaged(self, path: str, problem: str) -> StoreError:
         return StoreError(f"{self.folder / path}: {problem}; {self._remedy()}")

@@ -38,6 +38,17 @@ class Moments:
         return Moments(self.count.sum(keepdims=True), np.stack([mean, m2, low.min(0), high.max(0)])[None])
 
 
+@dataclass(frozen=True)
+class Totals:
+    """Moments of one stream over all episodes, as the manifest holds them."""
+
+    count: int
+    mean: tuple[float, ...]
+    m2: tuple[float, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+
+
 def measure(values: Float[np.ndarray, "T D"]) -> Moments:
     """Moments of one episode, T >= 1, accumulated in float64."""
     x = values.astype(np.float64)
@@ -51,6 +62,19 @@ def join(parts: Sequence[Moments]) -> Moments:
     return Moments(np.concatenate([p.count for p in parts]), np.concatenate([p.rows for p in parts]))
 
 
+def totals(moments: Moments) -> Totals:
+    """All episodes of `moments` as one."""
+    merged = moments.merged()
+    mean, m2, low, high = (tuple(row) for row in merged.rows[0].tolist())
+    return Totals(int(merged.count[0]), mean, m2, low, high)
+
+
+def extend(old: Totals | None, added: Sequence[Moments]) -> Totals:
+    """`old` and the `added` episodes together."""
+    parts = [] if old is None else [Moments(np.array([old.count]), np.array([[old.mean, old.m2, old.min, old.max]]))]
+    return totals(join([*parts, *added]))
+
+
 def quantiles(values: Float[np.ndarray, "N D"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Exact 1 % and 99 % quantiles per dimension, linear between neighbouring samples."""
     q01, q99 = np.quantile(values.astype(np.float64), [0.01, 0.99], axis=0)
@@ -59,9 +83,7 @@ def quantiles(values: Float[np.ndarray, "N D"]) -> tuple[tuple[float, ...], tupl
 
 def feature_statistics(moments: Moments, values: Float[np.ndarray, "N D"]) -> FeatureStatistics:
     """What normalisers use, from the moments of the chosen episodes and (for the quantiles) their samples."""
-    total = moments.merged()
-    mean, m2, low, high = (tuple(row.tolist()) for row in total.rows[0])
-    count = int(total.count[0])
-    std = tuple(np.sqrt(np.array(m2) / count).tolist())
+    total = totals(moments)
+    std = tuple(np.sqrt(np.array(total.m2) / total.count).tolist())
     q01, q99 = quantiles(values)
-    return FeatureStatistics(count=count, mean=mean, std=std, min=low, max=high, q01=q01, q99=q99)
+    return FeatureStatistics(count=total.count, mean=total.mean, std=std, min=total.min, max=total.max, q01=q01, q99=q99)

@@ -40,7 +40,7 @@ class WindowReader:
             KineflowError: a feature that the store lacks, that has a clock of its own or holds NaN; no or unknown episodes.
         """
         if len(features) == 0 or len(episodes) == 0:
-            raise KineflowError(f"windows need at least one feature and one episode, got {list(features)} and {len(episodes)} episodes")
+            raise KineflowError(f"windows need a feature and an episode, got {list(features)} and {len(episodes)} episodes")
         self._state = np.concatenate([_stream(store, name) for name in features], axis=1)
         self._action = _stream(store, ACTION)
         self._past = np.arange(1 - horizons.observation, 1)
@@ -82,7 +82,7 @@ class WindowSampler:
 
     def __init__(self, num_windows: int, batch_size: int, seed: int) -> None:
         if num_windows < 1 or batch_size < 1 or seed < 0:
-            raise KineflowError(f"num_windows {num_windows} and batch_size {batch_size} must be at least 1, seed {seed} at least 0")
+            raise KineflowError(f"need num_windows {num_windows} >= 1, batch_size {batch_size} >= 1 and seed {seed} >= 0")
         self._num_windows, self._batch_size, self._seed = num_windows, batch_size, seed
         self._epoch, self._cursor = 0, 0
         self._order = self._permutation(0)
@@ -114,7 +114,7 @@ class WindowSampler:
         for name, mine in self._identity().items():
             if state[name] != mine:
                 raise KineflowError(
-                    f"sampler state has {name} {state[name]}, this sampler {mine}; resume with the data and configuration of the run"
+                    f"the saved sampler has {name} {state[name]}, this one {mine}; resume with the data and config of the run"
                 )
         self._epoch, self._cursor = state["epoch"], state["cursor"]
         self._order = self._permutation(self._epoch)
@@ -132,7 +132,9 @@ def split_episodes(num: int, validation_fraction: float, seed: int) -> tuple[Int
     A fraction above 0 holds out at least one episode and leaves at least one.
     """
     if not 0 <= validation_fraction < 1 or num < (2 if validation_fraction else 1):
-        raise KineflowError(f"cannot hold out a fraction {validation_fraction} of {num} episodes; use [0, 1) and at least 2 episodes")
+        raise KineflowError(
+            f"cannot hold out {validation_fraction} of {num} episodes; use a fraction in [0, 1) and >= 2 episodes"
+        )
     held_out = min(max(round(num * validation_fraction), 1), num - 1) if validation_fraction else 0
     order = np.random.default_rng(seed).permutation(num)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
@@ -144,13 +146,15 @@ def _stream(store: EpisodeStore, name: str) -> Float32[np.ndarray, "N D"]:
             f"{store.path}: no feature '{name}'; it has {sorted(store.interface.features)}; choose one of them or import it"
         )
     if store.has_own_clock(name):
-        raise KineflowError(f"{store.path}: '{name}' has timestamps of its own; resample it to the clock of the actions at import")
+        raise KineflowError(f"{store.path}: '{name}' has a clock of its own; resample it to the clock of the actions at import")
     values = store.low_dim(name)
     bad = np.flatnonzero(~np.isfinite(values).all(1))
     if len(bad):
         episode = int(np.searchsorted(np.cumsum(store.lengths), bad[0], side="right"))
         step = bad[0] - store.lengths[:episode].sum()
-        raise KineflowError(f"{store.path}: '{name}' is not finite in episode {episode}, step {step}; leave out or repair the episode")
+        raise KineflowError(
+            f"{store.path}: '{name}' is not finite in episode {episode}, step {step}; repair or leave out the episode"
+        )
     return values
 
 

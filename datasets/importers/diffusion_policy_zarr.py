@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
 
 import numpy as np
 import zarr
@@ -23,6 +24,7 @@ from kineflow.config import load_config
 from kineflow.contracts import CameraSpec, Episode, FeatureSpec, Interface, KineflowError, Stream, VectorSpec
 from kineflow.datasets.episode_store import EpisodeStore
 
+Buffer: TypeAlias = "zarr.Array[Any]"
 EPISODES_PER_COMMIT = 64
 _PUSHT_BUFFERS = {"state": (5,), "action": (2,), "keypoint": (9, 2), "n_contacts": (1,), "img": (96, 96, 3)}
 _KEYPOINTS = tuple(f"keypoint_{i}_{axis}" for i in range(9) for axis in "xy")
@@ -76,7 +78,8 @@ def import_diffusion_policy_zarr(
     plan = _plan(buffers, schema, rate_hz)
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}.importing-", dir=destination.parent) as staged:
-        store = EpisodeStore.create(Path(staged) / "store", plan.interface, plan.clock, f"{source.name} (diffusion-policy-zarr)", licence)
+        provenance = f"{source.name} (diffusion-policy-zarr)"
+        store = EpisodeStore.create(Path(staged) / "store", plan.interface, plan.clock, provenance, licence)
         with store.writer(EPISODES_PER_COMMIT) as writer:
             for number, episode in enumerate(_episodes(buffers, ends, plan, source.name)):
                 writer.add(episode)
@@ -86,7 +89,7 @@ def import_diffusion_policy_zarr(
     return _report(source, destination, buffers, ends, plan, time.monotonic() - began)
 
 
-def _open(source: Path) -> tuple[dict[str, zarr.Array], Int64[np.ndarray, "E"]]:
+def _open(source: Path) -> tuple[dict[str, Buffer], Int64[np.ndarray, "E"]]:
     """Buffers by name and the exclusive end of each episode."""
     remedy = "give the folder (or its .zip) that holds data/ and meta/episode_ends"
     if not source.exists():
@@ -110,21 +113,25 @@ def _root(source: Path) -> zarr.Group:
     if not found:
         raise ValueError("it has no meta/episode_ends")
     inside = PurePosixPath(min(found, key=len)).parents[2]
-    return zarr.open_group(zarr.storage.ZipStore(source, mode="r"), path="" if str(inside) == "." else str(inside), mode="r", zarr_format=2)
+    path = "" if str(inside) == "." else str(inside)
+    return zarr.open_group(zarr.storage.ZipStore(source, mode="r"), path=path, mode="r", zarr_format=2)
 
 
-def _checked_ends(ends: Int64[np.ndarray, "E"], buffers: Mapping[str, zarr.Array], source: Path) -> Int64[np.ndarray, "E"]:
+def _checked_ends(ends: Int64[np.ndarray, "E"], buffers: Mapping[str, Buffer], source: Path) -> Int64[np.ndarray, "E"]:
     if "action" not in buffers:
-        raise KineflowError(f"{source} has no buffer 'action', only {sorted(buffers)}; rename the one with the actions to data/action")
+        raise KineflowError(f"{source} has no buffer data/action, only {sorted(buffers)}; rename the one with the actions")
     if len(ends) == 0 or (np.diff(ends, prepend=0) <= 0).any():
         raise KineflowError(f"{source}: meta/episode_ends must increase from above 0, got {ends[:8]}...; drop empty episodes")
     for name, buffer in buffers.items():
         if buffer.shape[0] < ends[-1]:
-            raise KineflowError(f"{source}: buffer '{name}' has {buffer.shape[0]} rows, the last episode ends at {ends[-1]}; the source is incomplete")
+            raise KineflowError(
+                f"{source}: data/{name} has {buffer.shape[0]} rows but the last episode ends at row {ends[-1]}; "
+                "the source is incomplete, copy it again"
+            )
     return ends
 
 
-def _plan(buffers: Mapping[str, zarr.Array], schema: Path | None, rate_hz: float) -> _Plan:
+def _plan(buffers: Mapping[str, Buffer], schema: Path | None, rate_hz: float) -> _Plan:
     shapes = {name: buffer.shape[1:] for name, buffer in buffers.items()}
     if schema is not None:
         return _declared(load_config(Interface, schema), shapes, {})
@@ -132,7 +139,7 @@ def _plan(buffers: Mapping[str, zarr.Array], schema: Path | None, rate_hz: float
         pusht = load_config(Interface, "interfaces/pusht")
         rate = pusht.action.rate_hz
         extra = {
-            "keypoint": FeatureSpec(VectorSpec(_KEYPOINTS, ("px",) * 18, "board", (-math.inf,) * 18, (math.inf,) * 18), rate),
+            "keypoint": FeatureSpec(_unbounded(_KEYPOINTS, "px", "board"), rate),
             "n_contacts": FeatureSpec(VectorSpec(("n_contacts",), ("1",), "board", (0.0,), (math.inf,)), rate),
         }
         return _declared(replace(pusht, features={**pusht.features, **extra}), shapes, {"top": "img"})
@@ -140,37 +147,47 @@ def _plan(buffers: Mapping[str, zarr.Array], schema: Path | None, rate_hz: float
 
 
 def _declared(interface: Interface, shapes: Mapping[str, tuple[int, ...]], renamed: Mapping[str, str]) -> _Plan:
-    needed = {name: (spec.vector.size,) for name, spec in {**interface.features, "action": interface.action}.items()}
+    needed: dict[str, tuple[int, ...]] = {
+        name: (spec.vector.size,) for name, spec in {**interface.features, "action": interface.action}.items()
+    }
     needed |= {name: (camera.height, camera.width, 3) for name, camera in interface.cameras.items()}
     buffer_of = {name: renamed.get(name, name) for name in needed}
     for name, shape in needed.items():
         found = shapes.get(buffer_of[name])
         if found is None:
-            raise KineflowError(f"the schema needs stream '{name}', the source has only the buffers {sorted(shapes)}; correct the schema")
+            raise KineflowError(
+                f"the schema has stream '{name}', the source only the buffers {sorted(shapes)}; correct the schema"
+            )
         if (found if name in interface.cameras else (math.prod(found),)) != shape:
-            raise KineflowError(f"the schema says that '{name}' has shape {list(shape)} a step, the source has {list(found)}; correct the schema")
+            raise KineflowError(
+                f"the schema says that '{name}' has shape {list(shape)} a step, the source has {list(found)}; correct the schema"
+            )
     return _Plan(interface, buffer_of, _nominal(interface.action.rate_hz))
 
 
-def _generic(buffers: Mapping[str, zarr.Array], rate_hz: float) -> _Plan:
+def _generic(buffers: Mapping[str, Buffer], rate_hz: float) -> _Plan:
     features, cameras = {}, {}
     for name, buffer in buffers.items():
         shape = buffer.shape[1:]
         if len(shape) == 3 and shape[2] == 3:
             cameras[name] = CameraSpec(shape[0], shape[1], rate_hz)
         elif buffer.dtype.kind in "fiub":
-            size = math.prod(shape)
-            names = tuple(f"dim_{i}" for i in range(size))
-            features[name] = FeatureSpec(VectorSpec(names, ("unknown",) * size, "unknown", (-math.inf,) * size, (math.inf,) * size), rate_hz)
+            names = tuple(f"dim_{i}" for i in range(math.prod(shape)))
+            features[name] = FeatureSpec(_unbounded(names, "unknown", "unknown"), rate_hz)
     action = features.pop("action")
     return _Plan(Interface(features, action, cameras), {n: n for n in [*features, "action", *cameras]}, _nominal(rate_hz))
+
+
+def _unbounded(names: tuple[str, ...], unit: str, frame: str) -> VectorSpec:
+    size = len(names)
+    return VectorSpec(names, (unit,) * size, frame, (-math.inf,) * size, (math.inf,) * size)
 
 
 def _nominal(rate_hz: float) -> str:
     return f"nominal_{rate_hz:g}hz"
 
 
-def _episodes(buffers: Mapping[str, zarr.Array], ends: Int64[np.ndarray, "E"], plan: _Plan, source: str) -> Iterator[Episode]:
+def _episodes(buffers: Mapping[str, Buffer], ends: Int64[np.ndarray, "E"], plan: _Plan, source: str) -> Iterator[Episode]:
     names = list(plan.buffer_of)
     columns = [_rows(buffers[plan.buffer_of[name]], ends) for name in names]
     period_ns = 1e9 / plan.interface.action.rate_hz
@@ -180,7 +197,7 @@ def _episodes(buffers: Mapping[str, zarr.Array], ends: Int64[np.ndarray, "E"], p
         yield Episode(streams, source=f"{source}#{number}", clock=plan.clock)
 
 
-def _rows(buffer: zarr.Array, ends: Int64[np.ndarray, "E"]) -> Iterator[np.ndarray]:
+def _rows(buffer: Buffer, ends: Int64[np.ndarray, "E"]) -> Iterator[np.ndarray]:
     """Values of one episode after another; every source chunk is decoded once."""
     size, start = buffer.chunks[0], 0
     held, base = np.asarray(buffer[:size]), 0
@@ -198,13 +215,13 @@ def _shaped(name: str, values: np.ndarray, interface: Interface, episode: int) -
     pixels = values.astype(np.uint8)
     if not np.array_equal(pixels, values):
         raise KineflowError(
-            f"episode {episode}: frames of '{name}' ({values.dtype}) are not whole numbers 0..255; scale them to uint8 in the source first"
+            f"episode {episode}: frames of '{name}' ({values.dtype}) are not whole numbers 0..255; scale them in the source first"
         )
     return pixels
 
 
 def _report(
-    source: Path, destination: Path, buffers: Mapping[str, zarr.Array], ends: Int64[np.ndarray, "E"], plan: _Plan, seconds: float
+    source: Path, destination: Path, buffers: Mapping[str, Buffer], ends: Int64[np.ndarray, "E"], plan: _Plan, seconds: float
 ) -> ImportReport:
     carried = {n: f"data/{b} {buffers[b].dtype} {list(buffers[b].shape)}" for n, b in plan.buffer_of.items()}
     used = set(plan.buffer_of.values())
