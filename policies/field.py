@@ -10,7 +10,7 @@ alpha^2 + sigma^2 = 1, so heads trained on different paths answer the same quest
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ Level = Float[Tensor, "B *per_action"]  # one noise level per row [B] or per act
 Tokens = Float[Tensor, "B N D"]
 
 
+@runtime_checkable
 class Head(Protocol):
     """A network with its own path and prediction type."""
 
@@ -32,6 +33,7 @@ class Head(Protocol):
         ...
 
 
+@runtime_checkable
 class Field(Protocol):
     """The denoised chunk E[a | x, lambda, condition]; rows never look at each other."""
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -30,6 +30,7 @@ from kineflow.policies.regression import Regression as Regression
 from kineflow.policies.samplers import SOLVERS, RowNoise, SolverName, uniform_time_grid
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A way to train a head and to sample chunks from it."""
 

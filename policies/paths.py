@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -40,6 +40,7 @@ class PathPoint:
         return PathPoint(over(self.alpha, x), over(self.sigma, x), over(self.alpha_dot, x), over(self.sigma_dot, x))
 
 
+@runtime_checkable
 class NoisePath(Protocol):
     """A schedule and its clock. `num_steps` is None on a continuous path; otherwise only t = k / num_steps were trained."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,12 +24,14 @@ Grid = Float[Tensor, "N1 *per_action"]
 SolverName = Literal["euler", "ddim", "heun", "ddpm"]
 
 
+@runtime_checkable
 class Noise(Protocol):
     """A source of standard normal chunks; each draw is fresh."""
 
     def draw(self) -> Chunk: ...
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """One way to integrate; swappable by name in `SOLVERS`."""
 

@@ -1,0 +1,96 @@
+"""Closed-form fields: the optimal denoiser of a Gaussian mixture on any path, to test solvers and guidance against.
+
+With components N(m_k, S_k) (diagonal) of weight pi_k and x = alpha a + sigma eps, all in one place:
+
+    V_k = alpha^2 S_k + sigma^2      r_k ~ pi_k N(x; alpha m_k, V_k)      d_k = (x - alpha m_k) / V_k
+    a_hat = sum r_k (m_k + alpha S_k d_k)      score = -sum r_k d_k      v = sum r_k (alpha' m_k + V_k' d_k / 2)
+
+One component is a Gaussian policy; S_k = 0 a finite data set, whose a_hat is the optimal policy that remembers it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kineflow.policies.field import Chunk, Level, Tokens
+from kineflow.policies.paths import NoisePath, PathPoint, over, variance_preserving
+from kineflow.policies.predictions import Denoised, Prediction, from_denoised, network_input
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A Gaussian mixture over chunks; as a Field it ignores the condition."""
+
+    weights: Float[Tensor, "K"]
+    means: Float[Tensor, "K H A"]
+    stds: Float[Tensor, "K H A"]
+
+    def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
+        alpha, sigma = variance_preserving(over(lam, x))
+        return self.sample(x, PathPoint(alpha, sigma, alpha, sigma))
+
+    def sample(self, x: Chunk, point: PathPoint) -> Chunk:
+        """E[a | x]; `point` broadcasts over `x`, here and below."""
+        shares, pull = self._posterior(x, point)
+        alpha = point.alpha.unsqueeze(1)
+        return (shares * (self.means + alpha * self.stds**2 * pull)).sum(dim=1)
+
+    def score(self, x: Chunk, point: PathPoint) -> Chunk:
+        """Gradient of log p(x)."""
+        shares, pull = self._posterior(x, point)
+        return -(shares * pull).sum(dim=1)
+
+    def velocity(self, x: Chunk, point: PathPoint) -> Chunk:
+        """E[dx/dt | x] on the clock t = 0 noise, t = 1 data."""
+        shares, pull = self._posterior(x, point)
+        alpha, sigma = point.alpha.unsqueeze(1), point.sigma.unsqueeze(1)
+        alpha_dot, sigma_dot = point.alpha_dot.unsqueeze(1), point.sigma_dot.unsqueeze(1)
+        half_variance_dot = alpha * alpha_dot * self.stds**2 + sigma * sigma_dot
+        return (shares * (alpha_dot * self.means + half_variance_dot * pull)).sum(dim=1)
+
+    def flow(self, x: Float[Tensor, "B 1 1"], start: Float[Tensor, ""], end: Float[Tensor, ""]) -> Float[Tensor, "B 1 1"]:
+        """Chunks of one number along the exact probability flow from lambda `start` to `end`, canonical scaling.
+
+        Flows in one dimension conserve the cumulative distribution; its inverse is found by bisection.
+        """
+        mass = self._cumulative(x, start)
+        low, high = torch.full_like(x, -100), torch.full_like(x, 100)
+        for _ in range(70):  # 200 / 2^70 is below the last bit
+            middle = (low + high) / 2
+            below = self._cumulative(middle, end) < mass
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
+    def _posterior(self, x: Chunk, point: PathPoint) -> tuple[Tensor, Tensor]:
+        """r_k `[B, K, 1, 1]` and d_k `[B, K, H, A]`."""
+        alpha, sigma = point.alpha.unsqueeze(1), point.sigma.unsqueeze(1)
+        variance = alpha**2 * self.stds**2 + sigma**2
+        offset = x.unsqueeze(1) - alpha * self.means
+        log_density = -(offset**2 / variance + torch.log(variance)).sum(dim=(-2, -1)) / 2
+        shares = torch.softmax(torch.log(self.weights) + log_density, dim=1)
+        return shares[:, :, None, None], offset / variance
+
+    def _cumulative(self, x: Tensor, lam: Tensor) -> Tensor:
+        alpha, sigma = variance_preserving(lam)
+        scaled = (x - alpha * self.means[:, 0, 0]) / torch.sqrt((alpha * self.stds[:, 0, 0]) ** 2 + sigma**2)
+        below: Tensor = torch.special.ndtr(scaled)
+        return (self.weights * below).sum(dim=-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class MixtureHead:
+    """The mixture's perfect head: what a network with this path and prediction type would learn."""
+
+    mixture: Mixture
+    path: NoisePath
+    prediction: Prediction
+
+    def __call__(self, x: Chunk, t: Level, condition: Tokens | None) -> Chunk:
+        point = self.path.at(t).over(x)
+        x = x / network_input(self.prediction, torch.ones_like(x), point)
+        sample, noise = self.mixture.sample(x, point), -point.sigma * self.mixture.score(x, point)
+        return from_denoised(self.prediction, Denoised(sample, noise), point)
