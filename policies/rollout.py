@@ -31,6 +31,7 @@ class Rollout:
             raise KineflowError(f"a rollout needs num_envs >= 1 and batch >= 1, got {num_envs} and {batch}")
         self.policy, self.batch = policy, batch
         self.envs = [make_env() for _ in range(num_envs)]
+        self.call_s: list[float] = []  # wall time of every policy call so far
         policy.contract.require(self.envs[0].interface, f"environment {type(self.envs[0]).__name__}")
 
     def run(self, seeds: Sequence[int]) -> Iterator[EpisodeResult]:
@@ -61,8 +62,8 @@ class Rollout:
             rows[slot.seed % self.batch] = slot
         request = SamplingRequest(seeds=np.array([noise_seed(s.seed, len(s.chunks)) for s in rows], dtype=np.int64))
         started = time.perf_counter()
-        chunk = self.policy.predict(_stack([slot.observation() for slot in rows]), request)
-        elapsed = time.perf_counter() - started
+        chunk = self.policy.predict(stack_observations([slot.observation() for slot in rows]), request)
+        self.call_s.append(time.perf_counter() - started)
         contract = self.policy.contract
         expected = (self.batch, contract.horizons.prediction, contract.interface.action.vector.size)
         for slot in slots:
@@ -75,7 +76,7 @@ class Rollout:
                 raise KineflowError(
                     f"{where}: action {bad} of the chunk is {actions[bad]}; the weights have diverged, use an earlier checkpoint"
                 )
-            slot.execute(actions, elapsed)
+            slot.execute(actions, self.call_s[-1])
 
 
 def noise_seed(episode_seed: int, chunk_index: int) -> int:
@@ -95,6 +96,7 @@ def _distinct_rows(slots: Sequence[RunningEpisode], batch: int) -> list[list[Run
     return [list(group.values()) for group in groups]
 
 
-def _stack(rows: Sequence[Observation]) -> Observation:
+def stack_observations(rows: Sequence[Observation]) -> Observation:
+    """Single observations `[T, ...]` to one batch `[B, T, ...]`."""
     images = {name: np.stack([row.images[name] for row in rows]) for name in rows[0].images}
     return Observation(np.stack([row.state for row in rows]), np.stack([row.stamp_s for row in rows]), images)

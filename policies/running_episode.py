@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float
 
-from kineflow.contracts import Interface, Observation, PolicyContract
+from kineflow.contracts import ContractError, Interface, Observation, PolicyContract
 
 
 class Environment(Protocol):
@@ -23,16 +23,21 @@ class Environment(Protocol):
 
     def step(self, action: np.ndarray) -> tuple[Mapping[str, np.ndarray], float, bool, bool, Mapping[str, Any]]: ...
 
+    def frame(self, size: int, plans: np.ndarray | None = None, target: np.ndarray | None = None) -> np.ndarray:
+        """RGB picture for people, uint8 `[size, size, 3]`: action chunks `[N, H, A]` and the current action drawn in."""
+        ...
+
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What happened, enough to draw it again: T executed steps, C policy calls."""
+    """What an episode did: with its seed, enough to replay it exactly (T executed steps, C policy calls).
 
-    states: Float[np.ndarray, "T+1 S"]
+    Chunk c was asked for at step `c * horizons.execution`.
+    """
+
     actions: Float[np.ndarray, "T A"]
     coverage: Float[np.ndarray, "T+1"]
-    chunks: Float[np.ndarray, "C H A"]  # chunk c was asked for at step chunk_steps[c]
-    chunk_steps: tuple[int, ...]
+    chunks: Float[np.ndarray, "C H A"]
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,18 @@ class RunningEpisode:
     def __init__(self, env: Environment, seed: int, contract: PolicyContract) -> None:
         self.env, self.seed, self.contract = env, seed, contract
         observation, info = env.reset(seed=seed)
+        missing = sorted({*contract.interface.features, *contract.interface.cameras} - set(observation))
+        if missing:
+            raise ContractError(
+                f"the policy needs {missing}, observations of {type(env).__name__} hold {sorted(observation)}; "
+                "make the environment with them, e.g. PushT(cameras=('top',))"
+            )
         # Before the first step there is no past: the first observation stands for it, as in training windows.
         self.history = deque([(observation, 0.0)] * contract.horizons.observation, maxlen=contract.horizons.observation)
-        self.states, self.coverage = [self._state(observation)], [float(info["coverage"])]
+        self.coverage = [float(info["coverage"])]
         self.actions: list[np.ndarray] = []
         self.rewards: list[float] = []
         self.chunks: list[np.ndarray] = []
-        self.chunk_steps: list[int] = []
         self.call_s: list[float] = []
         self.step_s: list[float] = []
         self.clipped, self.success, self.done = 0, False, False
@@ -78,7 +88,6 @@ class RunningEpisode:
     def execute(self, chunk: Float[np.ndarray, "H A"], call_s: float) -> None:
         """Execute the first `horizons.execution` actions, or fewer if the episode ends."""
         self.chunks.append(chunk)
-        self.chunk_steps.append(len(self.actions))
         self.call_s.append(call_s)
         vector = self.contract.interface.action.vector
         for wanted in chunk[: self.contract.horizons.execution]:
@@ -89,7 +98,6 @@ class RunningEpisode:
             self.step_s.append(time.perf_counter() - started)
             self.actions.append(action)
             self.rewards.append(float(reward))
-            self.states.append(self._state(observation))
             self.coverage.append(float(info["coverage"]))
             self.history.append((observation, len(self.actions) / self.contract.interface.action.rate_hz))
             self.success, self.done = bool(info["is_success"]), bool(terminated or truncated)
@@ -97,9 +105,7 @@ class RunningEpisode:
                 return
 
     def result(self) -> EpisodeResult:
-        trajectory = Trajectory(
-            np.stack(self.states), np.stack(self.actions), np.array(self.coverage), np.stack(self.chunks), tuple(self.chunk_steps)
-        )
+        trajectory = Trajectory(np.stack(self.actions), np.array(self.coverage), np.stack(self.chunks))
         return EpisodeResult(
             seed=self.seed,
             success=self.success,

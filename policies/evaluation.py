@@ -1,0 +1,170 @@
+"""Closed-loop evaluation: run the episodes, write results, manifest, videos and the report.
+
+    out_dir/
+      results.jsonl    one line per episode, in the order of seeds
+      manifest.json    code, packages, data, seeds, environment, configuration: enough to run it again
+      videos/          replays spread over the ranking
+      report.html      all of it on one page
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from kineflow.config import to_plain_config
+from kineflow.contracts import Policy, PolicyContract, to_json
+from kineflow.envs.pusht import PushT
+from kineflow.policies.eval_result import EvalConfig, EvalResult, ranked, spread_over_ranking, summarise
+from kineflow.policies.intervals import Estimate
+from kineflow.policies.provenance import code_version, machine, package_versions
+from kineflow.policies.replay import episode_frames, sample_fan
+from kineflow.policies.report import Clip, Fan, ReportPage, build_report, read_metrics
+from kineflow.policies.rollout import Rollout
+from kineflow.policies.running_episode import Environment, EpisodeResult
+from kineflow.policies.video import encode_video
+
+PLAYBACK_SPEED = 2  # videos play at twice the robot's rate
+_FAN_PLACES = (0.0, 0.35, 0.7)  # share of the episode at which chunks are fanned out
+
+
+def evaluate(
+    policy: Policy, config: EvalConfig, out_dir: Path, run_dir: Path | None = None, console: Console | None = None
+) -> EvalResult:
+    """Evaluate `policy` on the configured seeds and write everything below `out_dir` (replacing an earlier evaluation).
+
+    `run_dir` is the training run, for its loss curves and configuration. Progress goes to `console` (default: stderr).
+
+    Raises:
+        ContractError: the policy does not fit the environment.
+        KineflowError: the policy returned unusable actions, or the environment is not deterministic.
+    """
+    console = console or Console(stderr=True)
+    make_env = environment_factory(config.env, policy.contract)
+    rollout = Rollout(policy, make_env, min(config.num_envs, config.episodes), config.batch)
+    started = time.perf_counter()
+    episodes = _run(rollout, config, console)
+    result = summarise(episodes, rollout.call_s, time.perf_counter() - started, out_dir, bootstrap_seed=config.seed_start)
+
+    (out_dir / "videos").mkdir(parents=True, exist_ok=True)
+    manifest = _manifest(policy.contract, config)
+    (out_dir / "manifest.json").write_text(to_json(manifest))
+    (out_dir / "results.jsonl").write_text("".join(json.dumps(_row(e), allow_nan=False) + "\n" for e in result.episodes))
+    with console.status("drawing videos and report"):
+        page = ReportPage(
+            name=run_dir.name if run_dir else config.name,
+            config=config,
+            contract=policy.contract,
+            result=result,
+            manifest=manifest,
+            training=read_metrics(run_dir / "metrics.jsonl") if run_dir else (),
+            run_config=_text(run_dir / "config.yaml") if run_dir else "",
+            clips=_clips(policy.contract, config, result, rollout.envs[0]),
+            fans=_fans(policy, config, result, rollout.envs[0]),
+        )
+        result.report.write_text(build_report(page), encoding="utf-8")
+    return result
+
+
+def environment_factory(env: str, contract: PolicyContract) -> Callable[[], Environment]:
+    """Maker of the named environment with the cameras that the policy needs."""
+    # EvalConfig's Literal is the list of names; a new environment is a new line here.
+    factories: dict[str, Callable[[], Environment]] = {"pusht": lambda: PushT(cameras=tuple(contract.interface.cameras))}
+    return factories[env]
+
+
+def render_result(result: EvalResult, console: Console) -> None:
+    """The scores in a few lines for a person."""
+    for name, score in (("mean max reward", result.mean_max_reward), ("success rate", result.success_rate)):
+        console.print(f"[bold]{name:16}[/] {_estimate(score)}")
+    console.print(f"[bold]{'max coverage':16}[/] {_estimate(result.mean_max_coverage)}")
+    call, step = result.policy_call_ms, result.env_step_ms
+    console.print(f"[bold]{'policy call':16}[/] p50 {call.p50:.1f} ms, p99 {call.p99:.1f} ms  (env step {step.p50:.2f} ms)")
+    console.print(f"[bold]{'report':16}[/] {result.report}", soft_wrap=True)
+
+
+def _estimate(score: Estimate) -> str:
+    return f"{score.value:.3f}  (95 % interval {score.low:.3f} to {score.high:.3f}, n = {score.n})"
+
+
+def _run(rollout: Rollout, config: EvalConfig, console: Console) -> list[EpisodeResult]:
+    episodes: list[EpisodeResult] = []
+    columns = (SpinnerColumn(), TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[score]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task("evaluating", total=config.episodes, score="")
+        for episode in rollout.run(config.seeds):
+            episodes.append(episode)
+            reward = sum(e.max_reward for e in episodes) / len(episodes)
+            success = sum(e.success for e in episodes) / len(episodes)
+            # Quick episodes end first, so early numbers flatter: say that they are provisional.
+            progress.update(task, advance=1, score=f"so far: reward {reward:.2f}, success {success:.0%}")
+    return episodes
+
+
+def _clips(contract: PolicyContract, config: EvalConfig, result: EvalResult, env: Environment) -> tuple[Clip, ...]:
+    fps = round(contract.interface.action.rate_hz * PLAYBACK_SPEED)
+    for old in (result.out_dir / "videos").glob("*.mp4"):
+        old.unlink()
+    clips = []
+    for label, episode in spread_over_ranking(result.episodes, config.videos):
+        path = result.out_dir / "videos" / f"{label.replace(' ', '_')}_{episode.seed}.mp4"
+        encode_video(episode_frames(episode, env, contract.horizons.execution, config.video_size), path, fps)
+        clips.append(Clip(label, episode, path))
+    return tuple(clips)
+
+
+def _fans(policy: Policy, config: EvalConfig, result: EvalResult, env: Environment) -> tuple[Fan, ...]:
+    median = ranked(result.episodes)[round((len(result.episodes) - 1) / 2)]
+    calls = len(median.trajectory.chunks)
+    fans = []
+    for index in sorted({int(place * calls) for place in _FAN_PLACES}):
+        _, picture = sample_fan(policy, median, index, env, config.fan_samples, config.batch, 2 * config.video_size)
+        fans.append(Fan(picture, median.seed, index * policy.contract.horizons.execution))
+    return tuple(fans)
+
+
+def _manifest(contract: PolicyContract, config: EvalConfig) -> dict[str, Any]:
+    return {
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "code": code_version(),
+        "packages": package_versions(),
+        "machine": machine(),
+        "environment": {"id": config.env, "conditions": "random starts of the simulator, one seed per episode"},
+        "seeds": {"start": config.seed_start, "count": config.episodes},
+        "dataset_hash": contract.dataset_hash,
+        "trained_with": dict(contract.versions),
+        "sampler": contract.sampler,
+        "horizons": contract.horizons,
+        "config": to_plain_config(config),
+    }
+
+
+def _row(episode: EpisodeResult) -> dict[str, Any]:
+    return {
+        "seed": episode.seed,
+        "success": episode.success,
+        "max_reward": episode.max_reward,
+        "max_coverage": episode.max_coverage,
+        "final_coverage": episode.final_coverage,
+        "return": episode.episode_return,
+        "steps": episode.steps,
+        "clipped_actions": episode.clipped_actions,
+        "policy_calls": len(episode.call_s),
+        "mean_policy_call_ms": _mean_ms(episode.call_s),
+        "mean_env_step_ms": _mean_ms(episode.step_s),
+    }
+
+
+def _mean_ms(seconds: Sequence[float]) -> float:
+    return round(1e3 * sum(seconds) / len(seconds), 4)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
