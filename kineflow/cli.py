@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ import kineflow
 from kineflow.contracts import KineflowError
 
 EXTRA_OF = {
-    **dict.fromkeys(("torch", "zarr", "numcodecs", "google_crc32c", "safetensors", "tensorboard", "huggingface_hub", "rich"), "train"),
+    **dict.fromkeys(
+        ("torch", "zarr", "numcodecs", "google_crc32c", "safetensors", "tensorboard", "huggingface_hub", "rich"), "train"
+    ),
     **dict.fromkeys(("gymnasium", "gym_pusht", "pymunk", "pygame", "cv2"), "sim"),
     **dict.fromkeys(("matplotlib", "av"), "report"),
 }
@@ -24,6 +27,8 @@ EXTRA_OF = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors made by input are one message on stderr, never a bare stack trace."""
+    # OpenMP threads that wait by spinning make two threads ten times slower than one on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if rest and not args.takes_overrides:
@@ -41,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kineflow: this command needs the package '{error.name}': pip install 'kineflow[{extra}]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("kineflow: stopped; what was committed to disk stays, `kineflow train --resume RUN` goes on from there", file=sys.stderr)
+        print(
+            "kineflow: stopped; what was committed to disk stays, `kineflow train --resume RUN` goes on from there",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -62,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("source", type=Path)
     load.add_argument("destination", type=Path)
     _verb(data, "info", _data_info, "what a store holds").add_argument("store", type=Path)
-    _verb(data, "doctor", _data_doctor, "check every file and value of a store").add_argument("store", type=Path)
+    doctor = _verb(data, "doctor", _data_doctor, "check every file and value of a store")
+    doctor.add_argument("store", type=Path)
+    doctor.add_argument("--policy", help="also check that this checkpoint's contract fits the store")
 
     train = _verb(verbs, "train", _train, "train a policy; any field of the config can follow as --field value", overrides=True)
     train.add_argument("config", nargs="?", help="YAML file, or the name of a shipped one such as train/pusht_flow")
@@ -70,14 +80,17 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", type=Path, metavar="RUN", help="continue this run where its last checkpoint is")
     train.add_argument("--minutes", type=_positive, help="choose `steps` so that training takes about this long here")
 
-    evaluate = _verb(verbs, "eval", _eval, "evaluate a policy closed loop; any field of the evaluation config can follow", overrides=True)
+    evaluate = _verb(
+        verbs, "eval", _eval, "evaluate a policy closed loop; any field of the evaluation config can follow", overrides=True
+    )
     evaluate.add_argument("policy", help="run folder, checkpoint folder or hub name")
     evaluate.add_argument("--config", default="eval/pusht", help="evaluation config (default eval/pusht)")
     evaluate.add_argument("--out", type=Path, help="folder for the results (default RUN/eval/NAME)")
-    evaluate.add_argument("--name", default="eval")
 
     compare = _verb(verbs, "compare", _compare, "train (configs) and evaluate (configs, runs) on the same starts; one table")
-    compare.add_argument("policies", nargs="+", help="shipped config names, YAML files or run folders; the first is the reference")
+    compare.add_argument(
+        "policies", nargs="+", help="shipped config names, YAML files or run folders; the first is the reference"
+    )
     compare.add_argument("--minutes", type=_positive, default=6.0, help="training budget of each config, minutes (default 6)")
     compare.add_argument("--episodes", type=int, default=200)
     compare.add_argument("--out", type=Path, default=Path("runs/compare"))
@@ -88,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verb(verbs: Any, name: str, function: Callable[[argparse.Namespace], int], text: str, *, overrides: bool = False) -> argparse.ArgumentParser:
+def _verb(
+    verbs: Any, name: str, function: Callable[[argparse.Namespace], int], text: str, *, overrides: bool = False
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     parser.set_defaults(verb=function, takes_overrides=overrides)
@@ -111,9 +126,12 @@ def _show(args: argparse.Namespace, data: Any, human: Callable[[], None]) -> Non
 
 def _demo(args: argparse.Namespace) -> int:
     from kineflow.policies.demo import run_demo
+    from rich.console import Console
+
+    from kineflow.policies.evaluation import render_result
 
     result = run_demo(args.run, minutes=args.minutes, episodes=args.episodes)
-    _show(args, result.to_json(), result.print)
+    _show(args, result.to_json(), lambda: render_result(result, Console()))
     return 0
 
 
@@ -137,13 +155,18 @@ def _data_doctor(args: argparse.Namespace) -> int:
     from kineflow.datasets.doctor import check_store
 
     report = check_store(args.store)
+    if args.policy:
+        from kineflow.datasets.episode_store import EpisodeStore
+        from kineflow.policies.checkpoint import find_checkpoint, read_contract
+
+        read_contract(find_checkpoint(args.policy)).require(EpisodeStore.open(args.store).interface, f"store {args.store}")
     _show(args, report.to_json(), report.print)
     return 0 if report.ok else 1
 
 
 def _train(args: argparse.Namespace) -> int:
     from kineflow.config import ConfigError, load_config
-    from kineflow.policies.budget import fit_to_minutes
+    from kineflow.policies.budget import choose_threads, fit_to_minutes
     from kineflow.policies.train import TrainConfig, resume_run, train
 
     if args.resume:
@@ -156,6 +179,7 @@ def _train(args: argparse.Namespace) -> int:
             raise ConfigError("name a configuration, e.g. `kineflow train train/pusht_flow --run runs/mine`, or use --resume RUN")
         config = load_config(TrainConfig, args.config, args.overrides)
         run = args.run or Path("runs") / Path(args.config).stem
+        config = choose_threads(config)
         train(fit_to_minutes(config, args.minutes) if args.minutes else config, run)
     _show(args, {"run": str(run)}, lambda: print(f"trained: {run}   next: kineflow eval {run}"))
     return 0
@@ -164,13 +188,17 @@ def _train(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     from kineflow.config import load_config
     from kineflow.policies.checkpoint import find_checkpoint, load_policy
-    from kineflow.policies.evaluation import EvalConfig, evaluate
+    from kineflow.policies.eval_result import EvalConfig
+    from rich.console import Console
+
+    from kineflow.policies.evaluation import evaluate, render_result
 
     config = load_config(EvalConfig, args.config, args.overrides)
     policy = load_policy(args.policy)
-    out = args.out or (Path(args.policy) if Path(args.policy).is_dir() else find_checkpoint(args.policy)) / "eval" / args.name
-    result = evaluate(policy, config, out)
-    _show(args, result.to_json(), result.print)
+    run = Path(args.policy) if (Path(args.policy) / "checkpoints").is_dir() else None
+    out = args.out or (run or find_checkpoint(args.policy)) / "eval" / config.name
+    result = evaluate(policy, config, out, run)
+    _show(args, result.to_json(), lambda: render_result(result, Console()))
     return 0
 
 

@@ -36,7 +36,7 @@ def load_config(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -
         data = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not valid YAML: {error}") from error
-    config = from_plain(cls, data, str(file))
+    config: T = from_plain(cls, data, str(file))
     return apply_overrides(config, overrides)
 
 
@@ -57,7 +57,10 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
     import tyro
 
     # A union keeps the class that the file chose; its fields are plain flags, not subcommands.
-    return tyro.cli(type(config), default=config, args=list(overrides), prog="overrides", config=(tyro.conf.AvoidSubcommands,))
+    changed: T = tyro.cli(
+        type(config), default=config, args=list(overrides), prog="overrides", config=(tyro.conf.AvoidSubcommands,)
+    )
+    return changed
 
 
 def save_config(config: Any, path: str | Path) -> None:
@@ -110,7 +113,9 @@ def _from_mapping(cls: Any, data: Any, where: str) -> Any:
         raise ConfigError(f"{where}.kind: expected {cls.__name__}, got {data['kind']!r}")
     for key in given:
         if key not in fields:
-            raise ConfigError(f"{where}: unknown key '{key}'{_did_you_mean(str(key), list(fields))}; {cls.__name__} has {', '.join(fields)}")
+            raise ConfigError(
+                f"{where}: unknown key '{key}'{_did_you_mean(str(key), list(fields))}; {cls.__name__} has {', '.join(fields)}"
+            )
     for name, f in fields.items():
         if name not in given and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where}: missing field '{name}' of {cls.__name__}; add `{name}: ...`")
@@ -124,7 +129,7 @@ def _from_mapping(cls: Any, data: Any, where: str) -> Any:
 def _from_union(args: tuple[Any, ...], data: Any, where: str) -> Any:
     if data is None and type(None) in args:
         return None
-    classes = {_kind_of(a): a for a in args if dataclasses.is_dataclass(a)}
+    classes: dict[str, Any] = {_kind_of(a): a for a in args if isinstance(a, type) and dataclasses.is_dataclass(a)}
     if isinstance(data, Mapping) and classes:
         kind = data.get("kind")
         if kind is None and len(classes) == 1:
@@ -145,7 +150,10 @@ def _from_union(args: tuple[Any, ...], data: Any, where: str) -> Any:
 
 def _third_party(kind: str, classes: Mapping[str, Any], where: str) -> Any:
     if ":" not in kind:
-        raise ConfigError(f"{where}.kind: unknown kind '{kind}'{_did_you_mean(kind, list(classes))}; one of {', '.join(classes)} or 'module:Class'")
+        raise ConfigError(
+            f"{where}.kind: unknown kind '{kind}'{_did_you_mean(kind, list(classes))}; "
+            f"one of {', '.join(classes)} or 'module:Class'"
+        )
     module, _, name = kind.partition(":")
     try:
         cls = getattr(importlib.import_module(module), name)

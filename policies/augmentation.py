@@ -33,13 +33,17 @@ class AffineSymmetry:
             ("action", self.action_matrix, self.action_offset, action),
         ):
             if np.shape(matrix) != (spec.size, spec.size) or len(offset) != spec.size:
-                raise ContractError(f"symmetry.{name}_matrix has shape {np.shape(matrix)}, the {name} has {spec.size} dimensions {spec.names}")
+                raise ContractError(
+                    f"symmetry.{name}_matrix has shape {np.shape(matrix)}, the {name} has {spec.size} dimensions {spec.names}"
+                )
 
     def __call__(self, window: Window, rng: np.random.Generator) -> Window:
         chosen = rng.random(len(window.state)) < self.probability
         state, action = window.state.copy(), window.action.copy()
         state[chosen] = self.state(state[chosen])
-        action[chosen] = action[chosen] @ np.asarray(self.action_matrix, np.float32).T + np.asarray(self.action_offset, np.float32)
+        action[chosen] = action[chosen] @ np.asarray(self.action_matrix, np.float32).T + np.asarray(
+            self.action_offset, np.float32
+        )
         return replace(window, state=state, action=action)
 
     def state(self, state: np.ndarray) -> np.ndarray:

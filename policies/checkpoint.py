@@ -1,6 +1,6 @@
 """Checkpoints: safetensors, JSON and YAML in one folder, written whole or not at all, checked when loaded.
 
-    <run>/checkpoints/<step>/{model.safetensors, ema.safetensors, contract.json, config.yaml, train_state/}
+<run>/checkpoints/<step>/{model.safetensors, ema.safetensors, contract.json, config.yaml, train_state/}
 """
 
 from __future__ import annotations
@@ -15,14 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import kineflow
 from kineflow.config import ConfigError, from_plain, load_config, save_config
-from kineflow.contracts import CONTRACT_VERSION, ActionChunk, ContractError, GoldenPair, KineflowError, Observation, PolicyContract, SamplingRequest, to_json
+from kineflow.contracts import (
+    CONTRACT_VERSION,
+    ActionChunk,
+    ContractError,
+    GoldenPair,
+    KineflowError,
+    Observation,
+    PolicyContract,
+    SamplingRequest,
+    to_json,
+)
 from kineflow.policies.policy import PolicyConfig, PolicyNetwork
 
 GOLDEN_SEED = 0
@@ -96,7 +105,10 @@ def find_checkpoint(source: str | Path, revision: str | None = None) -> Path:
     if steps := checkpoint_steps(path):
         return path / "checkpoints" / f"{steps[-1]:08d}"
     if path.exists() or str(source).count("/") != 1:
-        raise CheckpointError(f"{source}: no contract.json and no checkpoints/ in it; give a run folder, a checkpoint folder or a hub name 'user/model'")
+        raise CheckpointError(
+            f"{source}: no contract.json and no checkpoints/ in it; "
+            "give a run folder, a checkpoint folder or a hub name 'user/model'"
+        )
     return _download(str(source), revision)
 
 
@@ -114,7 +126,10 @@ def read_contract(folder: Path) -> PolicyContract:
         raise CheckpointError(f"{file}: cannot be read ({error}); the checkpoint is incomplete, use another step") from error
     version = data.get("contract_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > CONTRACT_VERSION:
-        raise ContractError(f"{file}: contract version {version}, this kineflow {kineflow.__version__} reads up to {CONTRACT_VERSION}; upgrade kineflow")
+        raise ContractError(
+            f"{file}: contract version {version}, this kineflow {kineflow.__version__} reads up to "
+            f"{CONTRACT_VERSION}; upgrade kineflow"
+        )
     try:
         contract: PolicyContract = from_plain(PolicyContract, data, str(file))
     except ConfigError as error:
@@ -158,14 +173,18 @@ def _load_weights(network: PolicyNetwork, file: Path) -> None:
     try:
         network.load_state_dict(load_file(file))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}); the file is missing or cut short, use another checkpoint") from error
+        raise CheckpointError(
+            f"{file}: cannot be read ({error}); the file is missing or cut short, use another checkpoint"
+        ) from error
     except RuntimeError as error:
         raise CheckpointError(f"{file}: weights do not fit the config.yaml beside them: {error}") from error
 
 
 def _answer(network: PolicyNetwork, state: np.ndarray, seed: int) -> np.ndarray:
     observation = Observation(state=state[None], stamp_s=np.zeros((1, len(state))))
-    return network.predict(observation, SamplingRequest(seeds=np.array([seed], dtype=np.int64))).actions[0]
+    chunk = network.predict(observation, SamplingRequest(seeds=np.array([seed], dtype=np.int64)))
+    actions: np.ndarray = chunk.actions[0]
+    return actions
 
 
 def _replay_golden(policy: ChunkPolicy, folder: Path) -> None:
@@ -175,7 +194,8 @@ def _replay_golden(policy: ChunkPolicy, folder: Path) -> None:
     error = float(np.abs(actions - expected).max() / (np.abs(expected).max() + 1e-9))
     if not error <= GOLDEN_TOLERANCE:
         raise CheckpointError(
-            f"{folder}: the policy does not reproduce the golden output in its contract (relative error {error:.2g}, allowed {GOLDEN_TOLERANCE:g}); "
+            f"{folder}: the policy does not reproduce the golden output in its contract "
+            f"(relative error {error:.2g}, allowed {GOLDEN_TOLERANCE:g}); "
             "weights, config or statistics were changed after it was saved: take the original files"
         )
 
@@ -191,6 +211,8 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, ignore_patterns=["train_state/*"]))
     except LocalEntryNotFoundError as error:
-        raise CheckpointError(f"'{name}' is neither a folder nor in the local hub cache, and the hub cannot be reached: {error}") from error
+        raise CheckpointError(
+            f"'{name}' is neither a folder nor in the local hub cache, and the hub cannot be reached: {error}"
+        ) from error
     except (RepositoryNotFoundError, HfHubHTTPError) as error:
         raise CheckpointError(f"'{name}' is neither a folder nor a model on the hub: {error}") from error

@@ -6,13 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import Progress
 
 from kineflow.config import ConfigError, load_config
 from kineflow.datasets.episode_store import EpisodeStore
-from kineflow.datasets.importers.diffusion_policy_zarr import demo_data, import_diffusion_policy_zarr
-from kineflow.policies.budget import fit_to_minutes
+from kineflow.datasets.demo_data import demo_data
+from kineflow.datasets.importers.diffusion_policy_zarr import import_diffusion_policy_zarr
+from kineflow.policies.budget import choose_threads, fit_to_minutes
 from kineflow.policies.checkpoint import checkpoint_steps, load_policy
-from kineflow.policies.evaluation import EvalConfig, EvalResult, evaluate
+from kineflow.policies.eval_result import EvalConfig, EvalResult
+from kineflow.policies.evaluation import evaluate
 from kineflow.policies.train import TrainConfig, resume_run, train
 
 console = Console(stderr=True)
@@ -26,8 +29,8 @@ def run_demo(run: Path, *, minutes: float, episodes: int) -> EvalResult:
     _train(run, store, minutes)
     console.rule(f"[bold]3/3  {episodes} unseen starts, closed loop")
     config = replace(load_config(EvalConfig, "eval/pusht"), episodes=episodes)
-    result = evaluate(load_policy(run), config, run / "eval" / "demo")
-    console.print(f"report: [bold]{result.report}[/]  (open it in a browser)")
+    result = evaluate(load_policy(run), config, run / "eval" / "demo", run, console)
+    console.print(f"report: [bold]{result.report}[/]  (open it in a browser)", soft_wrap=True)
     return result
 
 
@@ -36,7 +39,14 @@ def demo_store(path: Path) -> Path:
     if (path / "manifest.json").exists():
         console.print(f"{path}: {EpisodeStore.open(path).num_episodes} episodes, imported before")
     else:
-        import_diffusion_policy_zarr(demo_data(), path).print()
+        with Progress(console=console) as progress:
+            task = progress.add_task("importing episodes", total=None)
+            report = import_diffusion_policy_zarr(
+                demo_data(), path, lambda done, total: progress.update(task, completed=done, total=total)
+            )
+        console.print(
+            f"{path}: {report.episodes} episodes, {report.steps} steps, {report.bytes / 1e6:.1f} MB in {report.seconds:.1f} s"
+        )
     return path
 
 
@@ -51,8 +61,8 @@ def _train(run: Path, store: Path, minutes: float) -> None:
         run.rename(aside)
         console.print(f"{run} held an earlier run: moved to {aside}")
     config = replace(load_config(TrainConfig, "train/pusht_flow"), store=store)
-    config = fit_to_minutes(config, minutes)
-    console.print(f"measured: {config.steps} steps fit into {minutes:g} minutes on this machine")
+    config = fit_to_minutes(choose_threads(config), minutes)
+    console.print(f"measured: {config.steps} steps on {config.threads} threads fit into {minutes:g} minutes here")
     run.mkdir(parents=True, exist_ok=True)
     (run / "minutes").write_text(str(minutes))
     train(config, run)

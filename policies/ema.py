@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
-class ExponentialMovingAverage:
+class ExponentialMovingAverage(Generic[Network]):
     """Decay grows as (1 + n) / (10 + n) up to `decay`, so that early weights are forgotten (Tensorflow's EMA rule)."""
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: Network, decay: float) -> None:
         self.decay = decay
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        # Names pair them once; buffers are constants here and need no averaging.
-        self._pairs = list(zip(self.network.parameters(), network.parameters()))
+        self.network: Network = copy.deepcopy(network)
+        self.network.eval().requires_grad_(False)
+        # Paired once; buffers are constants here and need no averaging.
+        self._averaged: list[Tensor] = [p.detach() for p in self.network.parameters()]
+        self._live: list[Tensor] = [p.detach() for p in network.parameters()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Call after optimiser step number `step` (from 0)."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        averaged = [a for a, _ in self._pairs]
-        torch._foreach_lerp_(averaged, [p.detach() for _, p in self._pairs], weight)
+        torch._foreach_lerp_(self._averaged, self._live, weight)

@@ -23,11 +23,14 @@ class Normaliser:
 
     @classmethod
     def from_statistics(cls, statistics: FeatureStatistics, scaling: Scaling, device: torch.device | str = "cpu") -> Normaliser:
-        """"gaussian": zero mean, unit std. "range" / "quantile": [min, max] / [q01, q99] to [-1, 1].
+        """ "gaussian": zero mean, unit std. "range" / "quantile": [min, max] / [q01, q99] to [-1, 1].
 
         A dimension that never varies keeps its unit (scale 1), so that it maps to exactly 0.
         """
-        table = {name: torch.tensor(getattr(statistics, name), dtype=torch.float32) for name in ("mean", "std", "min", "max", "q01", "q99")}
+        table = {
+            name: torch.tensor(getattr(statistics, name), dtype=torch.float32)
+            for name in ("mean", "std", "min", "max", "q01", "q99")
+        }
         if scaling == "gaussian":
             offset, scale = table["mean"], table["std"]
         else:

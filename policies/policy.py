@@ -1,6 +1,6 @@
 """Encoder + head + objective + normaliser: the network that is trained, and how it answers an observation.
 
-    state [B, T, S] --encoder--> condition [B, N, D] --head, objective--> chunk [B, H, A] --restore--> actions in physical units
+state [B, T, S] --encoder--> condition [B, N, D] --head, objective--> chunk [B, H, A] --restore--> actions in physical units
 """
 
 from __future__ import annotations
@@ -10,10 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from kineflow.contracts import ActionChunk, ContractError, FeatureStatistics, Horizons, Interface, Observation, SamplingRequest, VectorSpec
+from kineflow.contracts import (
+    ActionChunk,
+    ContractError,
+    FeatureStatistics,
+    Horizons,
+    Interface,
+    Observation,
+    SamplingRequest,
+    VectorSpec,
+)
 from kineflow.policies.encoders.state import State, StateFeatures
 from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.mlp import MLP
@@ -54,7 +63,9 @@ class PolicyNetwork(nn.Module):
         self.register_buffer("action_offset", chunk.offset.view(horizons.prediction, -1), persistent=False)
         self.register_buffer("action_scale", chunk.scale.view(horizons.prediction, -1), persistent=False)
         self.head = config.head.build(horizons.prediction, self.action_dim, self.encoder.token_shape)
-        self.null_condition = nn.Parameter(torch.zeros(1, *self.encoder.token_shape)) if config.objective.condition_dropout > 0 else None
+        self.null_condition = (
+            nn.Parameter(torch.zeros(1, *self.encoder.token_shape)) if config.objective.condition_dropout > 0 else None
+        )
 
     action_offset: Tensor
     action_scale: Tensor
@@ -75,7 +86,7 @@ class PolicyNetwork(nn.Module):
 
     @torch.no_grad()
     def predict(self, observation: Observation, request: SamplingRequest) -> ActionChunk:
-        """State `[B, T, S]` and seeds `[B]` to actions `[B, H, A]`; raises ContractError for other shapes or non-finite values."""
+        """State `[B, T, S]` and seeds `[B]` to actions `[B, H, A]`; ContractError for other shapes or non-finite values."""
         self._check(observation, request)
         device = self.action_scale.device
         state = torch.from_numpy(np.ascontiguousarray(observation.state, dtype=np.float32)).to(device)
@@ -100,7 +111,9 @@ class PolicyNetwork(nn.Module):
     def _hide(self, condition: Float[Tensor, "B N D"], generator: torch.Generator) -> Float[Tensor, "B N D"]:
         if self.null_condition is None:
             return condition
-        hidden = torch.rand(len(condition), generator=generator, device=condition.device) < self.config.objective.condition_dropout
+        hidden = (
+            torch.rand(len(condition), generator=generator, device=condition.device) < self.config.objective.condition_dropout
+        )
         return torch.where(hidden[:, None, None], self.null_condition, condition)
 
     def _check(self, observation: Observation, request: SamplingRequest) -> None:
@@ -112,15 +125,22 @@ class PolicyNetwork(nn.Module):
             )
         if not np.isfinite(observation.state).all():
             row, step, dim = np.argwhere(~np.isfinite(observation.state))[0]
-            raise ContractError(f"observation.state[{row}, {step}, {dim}] is {observation.state[row, step, dim]}; drop the observation, do not act on it")
+            raise ContractError(
+                f"observation.state[{row}, {step}, {dim}] is {observation.state[row, step, dim]}; "
+                "drop the observation, do not act on it"
+            )
 
 
 def state_spec(interface: Interface, features: tuple[str, ...]) -> VectorSpec:
     """The named features side by side, as the state the policy sees."""
     if missing := [f for f in features if f not in interface.features]:
-        raise ContractError(f"feature '{missing[0]}' is not offered; there are {sorted(interface.features)}: correct policy.features")
+        raise ContractError(
+            f"feature '{missing[0]}' is not offered; there are {sorted(interface.features)}: correct policy.features"
+        )
     vectors = [interface.features[f].vector for f in features]
-    joined = [tuple(v for vector in vectors for v in getattr(vector, name)) for name in ("names", "units", "low", "high", "max_rate")]
+    joined = [
+        tuple(v for vector in vectors for v in getattr(vector, name)) for name in ("names", "units", "low", "high", "max_rate")
+    ]
     return VectorSpec(joined[0], joined[1], vectors[0].frame, *joined[2:])
 
 
@@ -136,18 +156,26 @@ def _origin(config: PolicyConfig, interface: Interface, spec: VectorSpec) -> lis
     if unknown := [n for n in config.relative_to if n not in spec.names]:
         raise ContractError(f"policy.relative_to names {unknown}, but the state has {spec.names}")
     if len(config.relative_to) != interface.action.vector.size:
-        raise ContractError(f"policy.relative_to names {len(config.relative_to)} dimensions, the action has {interface.action.vector.size}")
+        raise ContractError(
+            f"policy.relative_to names {len(config.relative_to)} dimensions, the action has {interface.action.vector.size}"
+        )
     return [spec.names.index(n) for n in config.relative_to]
 
 
 def _required(statistics: Mapping[str, FeatureStatistics], name: str) -> FeatureStatistics:
     if name not in statistics:
-        raise ContractError(f"no normalisation statistics for '{name}' (have: {sorted(statistics)}); train again or restore contract.json")
+        raise ContractError(
+            f"no normalisation statistics for '{name}' (have: {sorted(statistics)}); train again or restore contract.json"
+        )
     return statistics[name]
 
 
 def training_statistics(
-    config: PolicyConfig, interface: Interface, raw: Mapping[str, FeatureStatistics], state: Float[np.ndarray, "N T S"], action: Float[np.ndarray, "N H A"]
+    config: PolicyConfig,
+    interface: Interface,
+    raw: Mapping[str, FeatureStatistics],
+    state: Float[np.ndarray, "N T S"],
+    action: Float[np.ndarray, "N H A"],
 ) -> dict[str, FeatureStatistics]:
     """`raw` (per feature, from the store) plus those of what the network sees: encoded features and relative chunks."""
     spec = state_spec(interface, config.features)

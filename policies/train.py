@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -27,11 +28,18 @@ from kineflow.contracts import FeatureStatistics, Interface, KineflowError, Poli
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.windows import WindowReader, WindowSampler, split_episodes
 from kineflow.policies.augmentation import AffineSymmetry
-from kineflow.policies.checkpoint import ChunkPolicy, checkpoint_steps, commit_folder, golden_pair, network_tensors, software_versions
+from kineflow.policies.checkpoint import (
+    ChunkPolicy,
+    checkpoint_steps,
+    commit_folder,
+    golden_pair,
+    network_tensors,
+    read_contract,
+    software_versions,
+)
 from kineflow.policies.ema import ExponentialMovingAverage
 from kineflow.policies.policy import PolicyConfig, PolicyNetwork, state_spec, training_statistics
 from kineflow.policies.train_state import load_train_state, save_train_state
-from safetensors.torch import load_file, save_file
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,9 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> ChunkPolic
 def resume_run(run: Path) -> ChunkPolicy:
     """`kineflow train --resume RUN`: nothing else to type, the run folder knows its configuration."""
     if not (run / "config.yaml").is_file():
-        raise TrainError(f"{run}: no config.yaml, so this is not a run folder; start one with `kineflow train CONFIG --run {run}`")
+        raise TrainError(
+            f"{run}: no config.yaml, so this is not a run folder; start one with `kineflow train CONFIG --run {run}`"
+        )
     return train(load_config(TrainConfig, run / "config.yaml"), run, resume=True)
 
 
@@ -95,6 +105,8 @@ class Trainer:
         self.training, self.validation, statistics = _windows(config, store)
         torch.manual_seed(config.seed)  # initial weights
         interface = needed_interface(config.policy, store.interface)
+        if config.symmetry:
+            config.symmetry.check(state_spec(interface, config.policy.features), interface.action.vector)
         self.network = PolicyNetwork(config.policy, interface, statistics).to(self.device)
         self.contract_parts = (interface, statistics, store.fingerprint())
         self.ema = ExponentialMovingAverage(self.network, config.ema_decay)
@@ -104,7 +116,9 @@ class Trainer:
 
     def start(self) -> None:
         if (self.run / "metrics.jsonl").exists():
-            raise TrainError(f"{self.run}: holds a run already; continue it with `kineflow train --resume {self.run}` or name another folder")
+            raise TrainError(
+                f"{self.run}: holds a run already; continue it with `kineflow train --resume {self.run}` or name another folder"
+            )
         self.run.mkdir(parents=True, exist_ok=True)
         save_config(self.config, self.run / "config.yaml")
         (self.run / "metrics.jsonl").touch()
@@ -113,6 +127,7 @@ class Trainer:
         """Back to the newest whole checkpoint (or the beginning); later lines of metrics.jsonl are dropped, they come again."""
         if steps := checkpoint_steps(self.run):
             folder = self.run / "checkpoints" / f"{steps[-1]:08d}"
+            self._check_same_data(folder)
             self.network.load_state_dict(load_file(folder / "model.safetensors"))
             self.ema.network.load_state_dict(load_file(folder / "ema.safetensors"))
             self.step = load_train_state(folder / "train_state", self.optimizer, self.sampler)
@@ -120,6 +135,16 @@ class Trainer:
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
         metrics.write_text("".join(line + "\n" for line in kept))
+
+    def _check_same_data(self, folder: Path) -> None:
+        interface, _, fingerprint = self.contract_parts
+        contract, where = read_contract(folder), f"store {self.config.store}"
+        contract.require(interface, where)
+        if contract.dataset_hash != fingerprint:
+            raise TrainError(
+                f"{where} holds other episodes than this run was trained on (hash {fingerprint[:12]}, was {contract.dataset_hash[:12]}); "
+                "put the old store back, or start a new run on this one"
+            )
 
     def steps(self) -> Iterator[dict[str, float]]:
         """One optimiser step per iteration, with a record of it; validates and checkpoints on schedule and at the end."""
@@ -145,8 +170,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             loss = self.network.loss(*batch, self.generator, self.config.noise_samples)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip, error_if_nonfinite=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        if not torch.isfinite(norm):
+            raise TrainError(
+                f"the gradient is not finite at step {self.step} (loss {float(loss.detach()):.4g}); "
+                "lower learning_rate, or look for outliers with `kineflow data doctor`"
+            )
         self.optimizer.step()
         return float(loss.detach())
 
@@ -155,8 +185,9 @@ class Trainer:
         """Mean loss of the averaged weights on the held-out episodes, same noise every time."""
         self._seed(-1)
         chunks = np.array_split(np.arange(len(self.validation)), max(1, len(self.validation) // self.config.batch_size))
+        network = self.ema.network
         with self._autocast():
-            losses = [float(self.ema.network.loss(*self._batch(i, self.validation), self.generator)) * len(i) for i in chunks]
+            losses = [float(network.loss(*self._batch(i, self.validation), self.generator)) * len(i) for i in chunks]
         return sum(losses) / len(self.validation)
 
     def _batch(self, indices: np.ndarray, reader: WindowReader, *, augment: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,7 +204,9 @@ class Trainer:
         network, (interface, statistics, fingerprint) = self.ema.network, self.contract_parts
         versions = software_versions()
         horizons, spec = self.config.policy.horizons, self.config.policy.objective.sampler_spec()
-        return ChunkPolicy(network, PolicyContract(interface, horizons, spec, statistics, fingerprint, versions, golden_pair(network)))
+        return ChunkPolicy(
+            network, PolicyContract(interface, horizons, spec, statistics, fingerprint, versions, golden_pair(network))
+        )
 
     def save(self) -> None:
         """Write one checkpoint: whole, or not at all."""
@@ -245,5 +278,11 @@ def _device(name: str) -> str:
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+    )
     return Progress(*columns)

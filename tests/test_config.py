@@ -50,7 +50,8 @@ def write(tmp_path: Path, text: str) -> Path:
 @given(
     st.builds(
         Root,
-        head=st.builds(Small, st.integers(0, 99), st.floats(0, 1)) | st.builds(Large, st.integers(), st.tuples(st.text(min_size=1))),
+        head=st.builds(Small, st.integers(0, 99), st.floats(0, 1))
+        | st.builds(Large, st.integers(), st.tuples(st.text(min_size=1))),
         mode=st.sampled_from(["fast", "exact"]),
         where=st.just(Path("x/y")),
         limit=st.sampled_from([math.inf, -math.inf, 2.5]),
@@ -77,7 +78,10 @@ def test_overrides_are_typed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (f"head: {{kind: '{SMALL}', widht: 3}}", r"c\.yaml: head: unknown key 'widht'; did you mean 'width'\?; Small has width, rate"),
+        (
+            f"head: {{kind: '{SMALL}', widht: 3}}",
+            r"c\.yaml: head: unknown key 'widht'; did you mean 'width'\?; Small has width, rate",
+        ),
         (f"head: {{kind: '{LARGE}'}}", r"c\.yaml: head: missing field 'depth' of Large"),
         (f"head: {{kind: '{SMALL}', width: wide}}", r"c\.yaml: head\.width: expected int, got 'wide' \(str\)"),
         (f"head: {{kind: '{SMALL}', width: true}}", r"head\.width: expected int, got True"),
@@ -98,7 +102,10 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
 
 def test_third_party_class_by_module_and_name(tmp_path: Path) -> None:
     """A kind outside the union is loaded by 'module:Class': a new head needs no change of ours."""
-    file = write(tmp_path, f"head: {{kind: 'kineflow.contracts:Horizons', observation: 1, prediction: 2, execution: 1}}\nmode: fast  # {SMALL}")
+    file = write(
+        tmp_path,
+        f"head: {{kind: 'kineflow.contracts:Horizons', observation: 1, prediction: 2, execution: 1}}\nmode: fast  # {SMALL}",
+    )
     loaded = load_config(Root, file)
     assert loaded.head.prediction == 2  # type: ignore[union-attr]
 
@@ -110,7 +117,7 @@ def test_unknown_name_lists_shipped_ones() -> None:
 
 def test_every_shipped_config_loads() -> None:
     from kineflow.config import CONFIG_ROOT
-    from kineflow.policies.evaluation import EvalConfig
+    from kineflow.policies.eval_result import EvalConfig
     from kineflow.policies.train import TrainConfig
 
     classes = {"train": TrainConfig, "eval": EvalConfig, "interfaces": Interface}
@@ -122,4 +129,8 @@ def test_every_shipped_config_loads() -> None:
 
 def test_infinite_limits_survive_plain_data() -> None:
     vector = VectorSpec(("x",), ("m",), "base_link", (-math.inf,), (1.0,))
-    assert from_plain(FeatureSpec, {"vector": {"names": ["x"], "units": ["m"], "frame": "base_link", "low": ["-inf"], "high": [1.0]}, "rate_hz": 10}, "f") == FeatureSpec(vector, 10.0)
+    assert from_plain(
+        FeatureSpec,
+        {"vector": {"names": ["x"], "units": ["m"], "frame": "base_link", "low": ["-inf"], "high": [1.0]}, "rate_hz": 10},
+        "f",
+    ) == FeatureSpec(vector, 10.0)

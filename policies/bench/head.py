@@ -27,7 +27,7 @@ ALLOWED = 1.10
 
 
 def bench_head(*, quick: bool) -> Iterator[Row]:
-    """Quick: 5 M heads, 1 thread. Each row: one predict() call against `steps` bare forwards of the head and one of the encoder."""
+    """Quick: 5 M heads, 1 thread. One predict() call against `steps` bare forwards of the head and one of the encoder."""
     before = torch.get_num_threads()
     names = ["dit_5m", "unet_5m"] if quick else list(HEADS)
     try:
@@ -62,7 +62,19 @@ def _rows(name: str, threads: int, n: int) -> Iterator[Row]:
         version = f"torch {torch.__version__}, float32, eager: 1 encoder + {steps} head forwards under no_grad"
         label = f"head.{name}.threads_{threads}.steps_{steps}"
         note = f"{millions:.1f} M parameters, horizon {horizons.prediction}, batch 1, euler"
-        yield Row(f"{label}.chunk", mine * 1e3, "ms", "lower", theirs * 1e3, version, ratio, f"ratio <= {ALLOWED}", ratio <= ALLOWED, n, note)
+        yield Row(
+            f"{label}.chunk",
+            mine * 1e3,
+            "ms",
+            "lower",
+            theirs * 1e3,
+            version,
+            ratio,
+            f"ratio <= {ALLOWED}",
+            ratio <= ALLOWED,
+            n,
+            note,
+        )
         yield Row(f"{label}.step", mine / steps * 1e3, "ms", "lower", theirs / steps * 1e3, version, ratio, None, None, n, note)
 
 

@@ -54,7 +54,12 @@ class BenchReport:
         Console().print(table)
 
     def write_markdown(self, path: Path) -> None:
-        lines = ["# Benchmarks", "", "Written by `kineflow bench all`. Medians; each ratio is ours / reference, side by side in one run.", ""]
+        lines = [
+            "# Benchmarks",
+            "",
+            "Written by `kineflow bench all`. Medians; each ratio is ours / reference, side by side in one run.",
+            "",
+        ]
         lines += ["| name | ours | reference | ratio | goal | holds | n | reference is |", "|---|---|---|---|---|---|---|---|"]
         for row in self.rows:
             reference = "" if row.reference is None else f"{row.reference:.4g} {row.unit}"

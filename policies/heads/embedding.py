@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -21,12 +22,14 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         exponents = torch.linspace(0.0, 1.0, num_frequencies)
         self.register_buffer("frequencies", torch.exp(exponents * math.log(max_frequency)), persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.inputs = nn.Linear(2 * num_frequencies, width)
+        self.outputs = nn.Linear(width, width)
 
     def forward(self, t: Float[Tensor, "*S"]) -> Float[Tensor, "*S D"]:
         angles = t[..., None].to(self.frequencies.dtype) * self.frequencies
         features = torch.cat([angles.sin(), angles.cos()], dim=-1)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))  # type: ignore[no-any-return]
+        hidden: Tensor = self.inputs(features.to(self.inputs.weight.dtype))
+        return self.outputs(F.silu(hidden))  # type: ignore[no-any-return]
 
 
 def rotate(x: Float[Tensor, "B N T D"], base: float = 100.0) -> Float[Tensor, "B N T D"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,9 @@ class UNet:
         """`condition_shape` is (tokens N, features D). Raises ValueError for sizes that do not divide."""
         factor = 2 ** (len(self.channels) - 1)
         if horizon % factor:
-            raise ValueError(f"UNet with {len(self.channels)} levels needs a prediction horizon that {factor} divides, got {horizon}")
+            raise ValueError(
+                f"UNet with {len(self.channels)} levels needs a prediction horizon that {factor} divides, got {horizon}"
+            )
         if bad := [c for c in self.channels if c % self.groups]:
             raise ValueError(f"UNet.channels {bad} are not multiples of groups {self.groups}")
         return UNetHead(self, action_dim, condition_shape)
@@ -39,11 +42,11 @@ class UNetHead(nn.Module):
         widths = (action_dim, *config.channels)
         self.time = TimeEmbedding(config.signal_width)
         self.condition_in = nn.Linear(condition_shape[0] * condition_shape[1], config.signal_width)
-        self.down = nn.ModuleList(_Level(a, b, config) for a, b in zip(widths, widths[1:]))
+        self.down = nn.ModuleList(_Level(a, b, config) for a, b in pairwise(widths))
         self.shrink = nn.ModuleList(nn.Conv1d(c, c, 3, stride=2, padding=1) for c in config.channels[:-1])
         self.middle = _Level(widths[-1], widths[-1], config)
         ups = config.channels[::-1]
-        self.grow = nn.ModuleList(nn.ConvTranspose1d(a, b, 4, stride=2, padding=1) for a, b in zip(ups, ups[1:]))
+        self.grow = nn.ModuleList(nn.ConvTranspose1d(a, b, 4, stride=2, padding=1) for a, b in pairwise(ups))
         self.up = nn.ModuleList(_Level(2 * c, c, config) for c in ups[1:])
         self.out = nn.Sequential(_ConvBlock(ups[-1], ups[-1], config), nn.Conv1d(ups[-1], action_dim, 1))
 
