@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import kineflow
-from kineflow.contracts import KineflowError
+from kineflow.contracts import KineflowError, to_json, to_plain
 
 EXTRA_OF = {
     **dict.fromkeys(
@@ -125,9 +125,9 @@ def _show(args: argparse.Namespace, data: Any, human: Callable[[], None]) -> Non
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from kineflow.policies.demo import run_demo
     from rich.console import Console
 
+    from kineflow.policies.demo import run_demo
     from kineflow.policies.evaluation import render_result
 
     result = run_demo(args.run, minutes=args.minutes, episodes=args.episodes)
@@ -136,32 +136,43 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _data_import(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
     from kineflow.datasets.importers.diffusion_policy_zarr import import_diffusion_policy_zarr
 
-    report = import_diffusion_policy_zarr(args.source, args.destination, schema=args.schema)
-    _show(args, report.to_json(), report.print)
+    with Progress(console=Console(stderr=True), disable=args.json) as progress:
+        task = progress.add_task("importing episodes", total=None)
+        report = import_diffusion_policy_zarr(
+            args.source, args.destination, lambda done, total: progress.update(task, completed=done, total=total), args.schema
+        )
+    _show(args, to_plain(report), lambda: Console().print_json(to_json(report)))
     return 0
 
 
 def _data_info(args: argparse.Namespace) -> int:
-    from kineflow.datasets.doctor import inspect_store
+    from rich.console import Console
+
+    from kineflow.datasets.doctor import inspect_store, render_report
 
     report = inspect_store(args.store)
-    _show(args, report.to_json(), report.print)
+    _show(args, to_plain(report), lambda: render_report(report, Console()))
     return 0
 
 
 def _data_doctor(args: argparse.Namespace) -> int:
-    from kineflow.datasets.doctor import check_store
+    from rich.console import Console
 
-    report = check_store(args.store)
+    from kineflow.datasets.doctor import check_store, render_findings
+
+    findings = check_store(args.store)
     if args.policy:
         from kineflow.datasets.episode_store import EpisodeStore
         from kineflow.policies.checkpoint import find_checkpoint, read_contract
 
         read_contract(find_checkpoint(args.policy)).require(EpisodeStore.open(args.store).interface, f"store {args.store}")
-    _show(args, report.to_json(), report.print)
-    return 0 if report.ok else 1
+    _show(args, to_plain(findings), lambda: render_findings(findings, Console()))
+    return 1 if any(finding.severity == "error" for finding in findings) else 0
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -186,11 +197,11 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from kineflow.config import load_config
     from kineflow.policies.checkpoint import find_checkpoint, load_policy
     from kineflow.policies.eval_result import EvalConfig
-    from rich.console import Console
-
     from kineflow.policies.evaluation import evaluate, render_result
 
     config = load_config(EvalConfig, args.config, args.overrides)

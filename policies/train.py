@@ -142,8 +142,8 @@ class Trainer:
         contract.require(interface, where)
         if contract.dataset_hash != fingerprint:
             raise TrainError(
-                f"{where} holds other episodes than this run was trained on (hash {fingerprint[:12]}, was {contract.dataset_hash[:12]}); "
-                "put the old store back, or start a new run on this one"
+                f"{where} holds other episodes than this run was trained on "
+                f"(hash {fingerprint[:12]}, was {contract.dataset_hash[:12]}); put the old store back, or start a new run"
             )
 
     def steps(self) -> Iterator[dict[str, float]]:
@@ -249,7 +249,7 @@ def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
 
 def _windows(config: TrainConfig, store: EpisodeStore) -> tuple[WindowReader, WindowReader, dict[str, FeatureStatistics]]:
     policy = config.policy
-    chosen, held_out = split_episodes(store.num_episodes, config.validation_fraction, config.seed)
+    chosen, held_out = (split.tolist() for split in split_episodes(store.num_episodes, config.validation_fraction, config.seed))
     training = WindowReader(store, policy.features, policy.horizons, chosen)
     validation = WindowReader(store, policy.features, policy.horizons, held_out)
     whole = training.read(np.arange(len(training)))

@@ -28,7 +28,11 @@ class PlanarBody:
 
 @dataclass(frozen=True)
 class State:
-    """Encoder configuration. `observers` are (x, y) names of points that are also expressed in each body's frame."""
+    """Encoder configuration. `observers` are (x, y) names of points that are also expressed in each body's frame.
+
+    There they are also given as sine and cosine of each of `periods` (unit of x and y): contact is a matter of a few
+    millimetres at the surface of a body, finer than an MLP resolves in raw coordinates (Tancik et al. 2020).
+    """
 
     width: int = 512
     depth: int = 3
@@ -36,6 +40,7 @@ class State:
     dropout: float = 0.0
     bodies: tuple[PlanarBody, ...] = ()
     observers: tuple[tuple[str, str], ...] = ()
+    periods: tuple[float, ...] = ()
 
     def build(self, spec: VectorSpec, observation_horizon: int) -> StateEncoder:
         """Raises ValueError when a named dimension is not in `spec`."""
@@ -58,6 +63,7 @@ class StateFeatures:
             raise ValueError(f"State encoder names {unknown}, but the state has {spec.names}")
         self.bodies = [(where[b.x], where[b.y], where[b.angle], torch.tensor(b.points)) for b in config.bodies]
         self.observers = [(where[x], where[y]) for x, y in config.observers]
+        self.frequencies = [2 * torch.pi / period for period in config.periods]
         self.size = self(torch.zeros(1, observation_horizon, spec.size)).shape[1]
 
     def __call__(self, state: Float[Tensor, "B T S"]) -> Float[Tensor, "B F"]:
@@ -77,7 +83,8 @@ class StateFeatures:
         world_from_body = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)  # [B, 2, 2]
         corners = centre[:, None] + torch.einsum("bij,kj->bki", world_from_body, points)
         seen = [torch.einsum("bji,bj->bi", world_from_body, now[:, list(o)] - centre) for o in self.observers]
-        return [corners.flatten(1), *seen]
+        waves = [wave(f * point) for point in seen for f in self.frequencies for wave in (torch.sin, torch.cos)]
+        return [corners.flatten(1), *seen, *waves]
 
 
 class StateEncoder(nn.Module):

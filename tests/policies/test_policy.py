@@ -1,4 +1,4 @@
-"""The policy network and its checkpoint: geometry against closed forms, units, guidance, and every way a checkpoint can be bad."""
+"""The policy network and its checkpoint: geometry against closed forms, units, guidance, and every way to be bad."""
 
 from __future__ import annotations
 
@@ -47,11 +47,13 @@ def network(config: PolicyConfig = POLICY) -> PolicyNetwork:
 
 
 def test_features_are_the_geometry() -> None:
-    config = State(bodies=(PlanarBody("x", "y", "angle", ((1.0, 0.0), (0.0, 2.0))),), observers=(("x", "y"),))
+    config = State(bodies=(PlanarBody("x", "y", "angle", ((1.0, 0.0), (0.0, 2.0))),), observers=(("x", "y"),), periods=(4.0,))
     features = StateFeatures(config, STATE, 2)
     state = torch.tensor([[[0.0, 0.0, 6.2], [1.0, 2.0, 0.1]]], dtype=torch.float64)
     cos, sin = np.cos(0.1), np.sin(0.1)
-    expected = [1, 2, sin, cos, 1 + cos, 2 + sin, 1 - 2 * sin, 2 + 2 * cos, 0, 0, 1, 2, 0.1 - 6.2 + 2 * np.pi]
+    corners = [1 + cos, 2 + sin, 1 - 2 * sin, 2 + 2 * cos]
+    # The observer is the body's own centre: the origin of its frame, with sines 0 and cosines 1.
+    expected = [1, 2, sin, cos, *corners, 0, 0, 0, 0, 1, 1, 1, 2, 0.1 - 6.2 + 2 * np.pi]
     np.testing.assert_allclose(features(state)[0].numpy(), expected, atol=1e-12)
     assert features.size == len(expected)
 
@@ -201,8 +203,8 @@ def test_trained_policy_follows_the_circles(trained: Path) -> None:
     state = np.concatenate([circle[:2], angle[:2, None]], 1)[None].astype(np.float32)
     many = Observation(np.repeat(state, 64, 0), np.zeros((64, 2)))
     mean = load_policy(trained).predict(many, SamplingRequest(np.arange(64))).actions.mean(0)
-    assert np.abs(mean[:6] - circle[3:9]).max() < 0.15
-    assert np.abs(circle[1] - circle[3:9]).max() > 0.5
+    assert np.abs(mean[:4] - circle[3:7]).max() < 0.15
+    assert np.abs(circle[1] - circle[3:7]).max() > 0.5
 
 
 def damaged(trained: Path, tmp_path: Path) -> Path:
@@ -253,7 +255,7 @@ def test_weights_of_another_size_are_refused(trained: Path, tmp_path: Path) -> N
     folder = damaged(trained, tmp_path)
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("token: 16", "token: 17"))
-    with pytest.raises(CheckpointError, match="weights do not fit the config.yaml"):
+    with pytest.raises(CheckpointError, match=r"weights do not fit the config\.yaml"):
         load_policy(folder)
 
 

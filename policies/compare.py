@@ -1,0 +1,130 @@
+"""`kineflow compare A B ...`: train what is a configuration, evaluate everything on the same starts, one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from kineflow.config import load_config
+from kineflow.contracts import KineflowError
+from kineflow.policies.budget import choose_threads, fit_to_minutes
+from kineflow.policies.checkpoint import checkpoint_steps, load_policy
+from kineflow.policies.demo import demo_store
+from kineflow.policies.eval_result import EvalConfig, EvalResult
+from kineflow.policies.evaluation import evaluate
+from kineflow.policies.intervals import Estimate, bootstrap_interval
+from kineflow.policies.train import TrainConfig, resume_run, train
+
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One policy of the comparison. `difference` is its mean max reward minus the reference's, paired by start."""
+
+    name: str
+    run: str
+    mean_max_reward: Estimate
+    success_rate: Estimate
+    difference: Estimate | None
+    policy_call_ms: float
+    training_steps: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Entries in the order given; the first is the reference of the differences."""
+
+    entries: tuple[Entry, ...]
+    episodes: int
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [asdict(entry) for entry in self.entries]
+
+    def print(self) -> None:
+        table = Table(
+            "policy",
+            "mean max reward",
+            "success",
+            "difference to the first",
+            "ms / call",
+            "steps",
+            title=f"{self.episodes} starts each",
+        )
+        for e in self.entries:
+            difference = "" if e.difference is None else _interval(e.difference, signed=True)
+            cells = (
+                _interval(e.mean_max_reward),
+                _interval(e.success_rate),
+                difference,
+                f"{e.policy_call_ms:.1f}",
+                str(e.training_steps),
+            )
+            table.add_row(e.name, *cells)
+        Console().print(table)
+
+
+def compare(policies: Sequence[str], *, minutes: float, episodes: int, out: Path) -> Comparison:
+    """Entries for run folders and configurations; a configuration is trained into `out`/<its name> unless that is done."""
+    config = replace(load_config(EvalConfig, "eval/pusht"), episodes=episodes, name="compare")
+    results: list[tuple[str, Path, EvalResult]] = []
+    for source in policies:
+        run = _trained(source, minutes, out)
+        console.rule(f"[bold]{run.name}")
+        results.append((run.name, run, evaluate(load_policy(run), config, run / "eval" / config.name, run, console)))
+    reference = results[0][2]
+    entries = tuple(_entry(name, run, result, reference) for name, run, result in results)
+    comparison = Comparison(entries, episodes)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "comparison.json").write_text(json.dumps(comparison.to_json(), indent=2) + "\n")
+    return comparison
+
+
+def _trained(source: str, minutes: float, out: Path) -> Path:
+    """The run folder of `source`, training or resuming it first when `source` is a configuration."""
+    if (Path(source) / "checkpoints").is_dir():
+        return Path(source)
+    config = load_config(TrainConfig, source)
+    run = out / Path(source).stem
+    if (run / "config.yaml").exists():
+        saved = load_config(TrainConfig, run / "config.yaml")
+        if saved.policy != config.policy:
+            raise KineflowError(
+                f"{run} was trained with another configuration than {source} has now; choose another --out, or remove it"
+            )
+        if (checkpoint_steps(run) or [0])[-1] < saved.steps:
+            resume_run(run)
+        return run
+    console.rule(f"[bold]{source}: train for about {minutes:g} minutes")
+    if not config.store.exists():
+        demo_store(config.store)
+    train(fit_to_minutes(choose_threads(config), minutes), run)
+    return run
+
+
+def _entry(name: str, run: Path, result: EvalResult, reference: EvalResult) -> Entry:
+    difference = None
+    if result is not reference:
+        pairs = zip(result.episodes, reference.episodes, strict=True)
+        difference = bootstrap_interval(np.array([mine.max_reward - theirs.max_reward for mine, theirs in pairs]), seed=0)
+    return Entry(
+        name,
+        str(run),
+        result.mean_max_reward,
+        result.success_rate,
+        difference,
+        result.policy_call_ms.p50,
+        checkpoint_steps(run)[-1],
+    )
+
+
+def _interval(e: Estimate, *, signed: bool = False) -> str:
+    form = "+.3f" if signed else ".3f"
+    return f"{e.value:{form}} [{e.low:{form}}, {e.high:{form}}]"
