@@ -232,8 +232,8 @@ def _orphans(store: Path, manifest: Manifest) -> Iterator[Finding]:
             yield Finding(
                 "warning", str(folder), "the manifest does not list it: a writer was stopped before its commit", "remove it"
             )
-    for folder in sorted((store / "staging").glob("*")):
-        yield Finding("warning", str(folder), "left by a writer that was stopped, never read", "remove it once nobody writes")
+    for left in sorted([*(store / "staging").glob("*"), *store.glob(f".{NAME}.*")]):
+        yield Finding("warning", str(left), "left by a writer that was stopped, never read", "remove it once nobody writes")
 
 
 def _files(store: Path, entry: SegmentEntry) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -34,12 +35,13 @@ from kineflow.datasets.manifest import (
     new_ulid,
     read_manifest,
     replace_manifest,
-    sync_folder,
+    sync,
     write_manifest,
-    write_synced,
 )
 from kineflow.datasets.segment import EncodedEpisode, Segment, encode_episode, entry, pack, schema_hash, task_id, vector_streams
 from kineflow.datasets.statistics import Moments, extend, feature_statistics, join
+
+_SYNC_THREADS = 8  # the file system joins syncs that wait together
 
 
 class EpisodeStore:
@@ -238,9 +240,10 @@ def _write_segment(store: Path, interface: Interface, episodes: Sequence[Encoded
     staged = store / "staging" / added.id
     for path, data in files.items():
         (staged / path).parent.mkdir(parents=True, exist_ok=True)
-        write_synced(staged / path, data)
-    for folder in {staged / parent for path in files for parent in Path(path).parents}:
-        sync_folder(folder)
+        (staged / path).write_bytes(data)
+    folders = {staged / parent for path in files for parent in Path(path).parents}
+    with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+        list(pool.map(sync, [*(staged / path for path in files), *folders]))
     os.rename(staged, store / "segments" / added.id)
-    sync_folder(store / "segments")
+    sync(store / "segments")
     return added

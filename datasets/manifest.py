@@ -159,9 +159,10 @@ def write_manifest(store: Path, manifest: Manifest) -> None:
     data = to_plain(manifest)
     data["checksum"] = crc32c(_canonical(data))
     temporary = store / f".{NAME}.{new_ulid()}"
-    write_synced(temporary, _canonical(data) + b"\n")
+    temporary.write_bytes(_canonical(data) + b"\n")
+    sync(temporary)
     os.replace(temporary, store / NAME)
-    sync_folder(store)
+    sync(store)
 
 
 def new_ulid() -> str:
@@ -170,17 +171,9 @@ def new_ulid() -> str:
     return "".join("0123456789ABCDEFGHJKMNPQRSTVWXYZ"[value >> shift & 31] for shift in range(125, -1, -5))
 
 
-def write_synced(file: Path, data: bytes) -> None:
-    """Write and fsync; the folder's entry is synced by the caller (`sync_folder`)."""
-    with open(file, "wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and new names inside `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make the contents of a file, or the names and renames in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

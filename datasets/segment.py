@@ -5,10 +5,12 @@
     steps/<stream>                 float32 [n, D]
     steps/<stream>_timestamp       only for streams with a clock of their own, which may then have other lengths too
     cameras/<camera>               uint8 [n, H, W, 3]
-    episodes/<column>              start, length, t0_ns, task_id, success, split, seed, source_id, operator_id, clock_id,
-                                   digest [E, 32], <stream>_moments [E, 4, D], <stream>_start/_length (own clock only)
+    episodes/<column>              start, length, t0_ns, digest [E, 32], <stream>_moments [E, 4, D],
+                                   <stream>_start and <stream>_length where the stream has a clock of its own
+    episodes/<optional column>     task_id, success, split, seed, source_id, operator_id, clock_id: -1 is "not known", and a
+                                   column in which nothing is known is absent (each file costs an fsync while recording)
 
-`source_id`, `operator_id` and `clock_id` index the attribute `labels` of `episodes/`; -1 stands for "not known".
+`source_id`, `operator_id` and `clock_id` index the attribute `labels` of `episodes/`.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from kineflow.datasets.zarr_v3 import (
 )
 
 ACTION = "action"
+OPTIONAL_COLUMNS = ("task_id", "success", "split", "seed", "source_id", "operator_id", "clock_id")
 _ENCODING_THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -126,7 +129,6 @@ def entry(segment_id: str, episodes: Sequence[EncodedEpisode], files: Files) -> 
 def _columns(episodes: Sequence[EncodedEpisode]) -> tuple[dict[str, np.ndarray], list[str]]:
     labels = sorted({label for e in episodes for label in (e.episode.source, e.episode.clock) if label})
     place = {label: number for number, label in enumerate(labels)} | {"": -1}
-    unknown = np.full(len(episodes), -1, np.int64)
     start, length = _extent(episodes, ACTION)
     success = [-1 if e.episode.success is None else int(e.episode.success) for e in episodes]
     columns = {
@@ -135,14 +137,11 @@ def _columns(episodes: Sequence[EncodedEpisode]) -> tuple[dict[str, np.ndarray],
         "t0_ns": np.array([e.episode.streams[ACTION].stamp_ns[0] for e in episodes], np.int64),
         "task_id": np.array([task_id(e.episode.instruction) for e in episodes], np.int64),
         "success": np.array(success, np.int8),
-        "split": unknown.astype(np.int8),
-        "seed": unknown,
         "source_id": np.array([place[e.episode.source] for e in episodes], np.int64),
-        "operator_id": unknown,
         "clock_id": np.array([place[e.episode.clock] for e in episodes], np.int64),
         "digest": np.stack([np.frombuffer(e.digest, np.uint8) for e in episodes]),
     }
-    return columns, labels
+    return {name: column for name, column in columns.items() if name not in OPTIONAL_COLUMNS or (column != -1).any()}, labels
 
 
 def _own_clocks(episodes: Sequence[EncodedEpisode]) -> list[str]:
@@ -184,6 +183,8 @@ class Segment:
 
     def column(self, name: str) -> np.ndarray:
         """One per-episode column `[E, ...]`, kept in memory."""
+        if name in OPTIONAL_COLUMNS and f"episodes/{name}/zarr.json" not in self._listed:
+            return np.full(self.entry.episodes, -1, np.int64)
         if name not in self._columns:
             self._columns[name] = self._decode(lambda: decode_vectors(f"episodes/{name}", self.read))
         return self._columns[name]
