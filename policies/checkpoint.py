@@ -5,16 +5,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,18 +20,15 @@ from kineflow.contracts import (
     CONTRACT_VERSION,
     ActionChunk,
     ContractError,
-    GoldenPair,
     KineflowError,
     Observation,
     PolicyContract,
     SamplingRequest,
     to_json,
 )
+from kineflow.policies.golden import TOLERANCE, golden_error
+from kineflow.policies.hub import download, upload
 from kineflow.policies.policy import PolicyConfig, PolicyNetwork
-
-GOLDEN_SEED = 0
-# Across machines the same weights differ by rounding only; a wrong normaliser or a changed layer differs by far more.
-GOLDEN_TOLERANCE = 1e-3
 
 
 class CheckpointError(KineflowError):
@@ -70,12 +62,8 @@ class ChunkPolicy:
 
     def push_to_hub(self, name: str, *, private: bool = True) -> str:
         """Upload as `user/model`; returns its address. Needs a login (`hf auth login`)."""
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        api.create_repo(name, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            return str(api.upload_folder(repo_id=name, folder_path=self.save_pretrained(folder)))
+            return upload(self.save_pretrained(folder), name, private=private)
 
 
 def load_policy(source: str | Path, device: str = "cpu", *, weights: str = "ema", revision: str | None = None) -> ChunkPolicy:
@@ -92,8 +80,11 @@ def load_policy(source: str | Path, device: str = "cpu", *, weights: str = "ema"
     network = PolicyNetwork(load_config(PolicyConfig, folder / "config.yaml"), contract.interface, contract.statistics)
     _load_weights(network, folder / f"{weights}.safetensors")
     policy = ChunkPolicy(network.to(device).eval(), contract)
-    if weights == "ema":
-        _replay_golden(policy, folder)
+    if weights == "ema" and not (error := golden_error(network, contract.golden)) <= TOLERANCE:
+        raise CheckpointError(
+            f"{folder}: the policy does not reproduce the golden output in its contract (relative error {error:.2g}, allowed "
+            f"{TOLERANCE:g}); weights, config or statistics were changed after it was saved: take the original files"
+        )
     return policy
 
 
@@ -109,7 +100,7 @@ def find_checkpoint(source: str | Path, revision: str | None = None) -> Path:
             f"{source}: no contract.json and no checkpoints/ in it; "
             "give a run folder, a checkpoint folder or a hub name 'user/model'"
         )
-    return _download(str(source), revision)
+    return download(str(source), revision)
 
 
 def checkpoint_steps(run: Path) -> list[int]:
@@ -137,34 +128,6 @@ def read_contract(folder: Path) -> PolicyContract:
     return contract
 
 
-def golden_pair(network: PolicyNetwork) -> GoldenPair:
-    """The network's answer to the mean state of its training data with seed 0."""
-    mean = np.asarray(network.state_statistics.mean, dtype=np.float32)
-    state = np.tile(mean, (network.config.horizons.observation, 1))
-    actions = _answer(network, state, GOLDEN_SEED)
-    return GoldenPair(state=_rows(state), seed=GOLDEN_SEED, actions=_rows(actions))
-
-
-def software_versions() -> dict[str, str]:
-    """What made this: written into contracts and manifests."""
-    packages = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "zarr")}
-    return {"kineflow": kineflow.__version__, "python": platform.python_version(), **packages}
-
-
-def commit_folder(staging: Path, final: Path) -> None:
-    """Flush every file of `staging`, then rename: readers see the whole folder or none of it."""
-    for file in [*(p for p in staging.rglob("*") if p.is_file()), *(p for p in staging.rglob("*") if p.is_dir()), staging]:
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    if final.exists():
-        shutil.rmtree(final)
-    staging.rename(final)
-    descriptor = os.open(final.parent, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-
-
 def network_tensors(network: PolicyNetwork) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
 
@@ -178,41 +141,3 @@ def _load_weights(network: PolicyNetwork, file: Path) -> None:
         ) from error
     except RuntimeError as error:
         raise CheckpointError(f"{file}: weights do not fit the config.yaml beside them: {error}") from error
-
-
-def _answer(network: PolicyNetwork, state: np.ndarray, seed: int) -> np.ndarray:
-    observation = Observation(state=state[None], stamp_s=np.zeros((1, len(state))))
-    chunk = network.predict(observation, SamplingRequest(seeds=np.array([seed], dtype=np.int64)))
-    actions: np.ndarray = chunk.actions[0]
-    return actions
-
-
-def _replay_golden(policy: ChunkPolicy, folder: Path) -> None:
-    golden = policy.contract.golden
-    actions = _answer(policy.network, np.asarray(golden.state, dtype=np.float32), golden.seed)
-    expected = np.asarray(golden.actions)
-    error = float(np.abs(actions - expected).max() / (np.abs(expected).max() + 1e-9))
-    if not error <= GOLDEN_TOLERANCE:
-        raise CheckpointError(
-            f"{folder}: the policy does not reproduce the golden output in its contract "
-            f"(relative error {error:.2g}, allowed {GOLDEN_TOLERANCE:g}); "
-            "weights, config or statistics were changed after it was saved: take the original files"
-        )
-
-
-def _rows(array: np.ndarray) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(float(v) for v in row) for row in array)
-
-
-def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=["train_state/*"]))
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"'{name}' is neither a folder nor in the local hub cache, and the hub cannot be reached: {error}"
-        ) from error
-    except (RepositoryNotFoundError, HfHubHTTPError) as error:
-        raise CheckpointError(f"'{name}' is neither a folder nor a model on the hub: {error}") from error

@@ -13,22 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kineflow.contracts import (
-    ActionChunk,
-    ContractError,
-    FeatureStatistics,
-    Horizons,
-    Interface,
-    Observation,
-    SamplingRequest,
-    VectorSpec,
-)
+from kineflow.contracts import ActionChunk, ContractError, FeatureStatistics, Horizons, Interface, Observation, SamplingRequest
 from kineflow.policies.encoders.state import State, StateFeatures
 from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.mlp import MLP
 from kineflow.policies.heads.unet import UNet
 from kineflow.policies.normaliser import Normaliser, Scaling
 from kineflow.policies.objectives import MIP, Diffusion, FlowMatching, Regression
+from kineflow.policies.policy_statistics import joined_statistics, origin_dimensions, required, state_spec, training_statistics
 from kineflow.policies.samplers import RowNoise
 
 
@@ -45,6 +37,18 @@ class PolicyConfig:
     relative_to: tuple[str, ...] = ()
     action_scaling: Scaling = "gaussian"
 
+    def statistics(
+        self,
+        interface: Interface,
+        raw: Mapping[str, FeatureStatistics],
+        state: Float[np.ndarray, "N T S"],
+        action: Float[np.ndarray, "N H A"],
+    ) -> dict[str, FeatureStatistics]:
+        """What a network of this configuration needs, from all training windows and the store's `raw` statistics."""
+        spec = state_spec(interface, self.features)
+        features = StateFeatures(self.encoder, spec, self.horizons.observation)
+        return training_statistics(features, origin_dimensions(self.relative_to, interface, spec), raw, state, action)
+
 
 class PolicyNetwork(nn.Module):
     """The trained network. `statistics` needs each feature, "action", "encoded_state" and "action_chunk" (normalised from)."""
@@ -53,13 +57,13 @@ class PolicyNetwork(nn.Module):
         super().__init__()
         self.config, self.interface = config, interface
         spec, horizons, self.action_dim = state_spec(interface, config.features), config.horizons, interface.action.vector.size
-        self.origin = _origin(config, interface, spec)
-        self.state_statistics = _state_statistics(statistics, config.features)
+        self.origin = origin_dimensions(config.relative_to, interface, spec)
+        self.state_statistics = joined_statistics(statistics, config.features)
         self.encoder = config.encoder.build(spec, horizons.observation)
-        encoded = _required(statistics, "encoded_state")
+        encoded = required(statistics, "encoded_state")
         self.encoder.mean.copy_(torch.tensor(encoded.mean))
         self.encoder.std.copy_(Normaliser.from_statistics(encoded, "gaussian").scale)
-        chunk = Normaliser.from_statistics(_required(statistics, "action_chunk"), config.action_scaling)
+        chunk = Normaliser.from_statistics(required(statistics, "action_chunk"), config.action_scaling)
         self.register_buffer("action_offset", chunk.offset.view(horizons.prediction, -1), persistent=False)
         self.register_buffer("action_scale", chunk.scale.view(horizons.prediction, -1), persistent=False)
         self.head = config.head.build(horizons.prediction, self.action_dim, self.encoder.token_shape)
@@ -129,68 +133,3 @@ class PolicyNetwork(nn.Module):
                 f"observation.state[{row}, {step}, {dim}] is {observation.state[row, step, dim]}; "
                 "drop the observation, do not act on it"
             )
-
-
-def state_spec(interface: Interface, features: tuple[str, ...]) -> VectorSpec:
-    """The named features side by side, as the state the policy sees."""
-    if missing := [f for f in features if f not in interface.features]:
-        raise ContractError(
-            f"feature '{missing[0]}' is not offered; there are {sorted(interface.features)}: correct policy.features"
-        )
-    vectors = [interface.features[f].vector for f in features]
-    joined = [
-        tuple(v for vector in vectors for v in getattr(vector, name)) for name in ("names", "units", "low", "high", "max_rate")
-    ]
-    return VectorSpec(joined[0], joined[1], vectors[0].frame, *joined[2:])
-
-
-def _state_statistics(statistics: Mapping[str, FeatureStatistics], features: tuple[str, ...]) -> FeatureStatistics:
-    parts = [_required(statistics, f) for f in features]
-    joined = [tuple(v for part in parts for v in getattr(part, name)) for name in ("mean", "std", "min", "max", "q01", "q99")]
-    return FeatureStatistics(parts[0].count, *joined)
-
-
-def _origin(config: PolicyConfig, interface: Interface, spec: VectorSpec) -> list[int]:
-    if not config.relative_to:
-        return []
-    if unknown := [n for n in config.relative_to if n not in spec.names]:
-        raise ContractError(f"policy.relative_to names {unknown}, but the state has {spec.names}")
-    if len(config.relative_to) != interface.action.vector.size:
-        raise ContractError(
-            f"policy.relative_to names {len(config.relative_to)} dimensions, the action has {interface.action.vector.size}"
-        )
-    return [spec.names.index(n) for n in config.relative_to]
-
-
-def _required(statistics: Mapping[str, FeatureStatistics], name: str) -> FeatureStatistics:
-    if name not in statistics:
-        raise ContractError(
-            f"no normalisation statistics for '{name}' (have: {sorted(statistics)}); train again or restore contract.json"
-        )
-    return statistics[name]
-
-
-def training_statistics(
-    config: PolicyConfig,
-    interface: Interface,
-    raw: Mapping[str, FeatureStatistics],
-    state: Float[np.ndarray, "N T S"],
-    action: Float[np.ndarray, "N H A"],
-) -> dict[str, FeatureStatistics]:
-    """`raw` (per feature, from the store) plus those of what the network sees: encoded features and relative chunks."""
-    spec = state_spec(interface, config.features)
-    features = StateFeatures(config.encoder, spec, config.horizons.observation)
-    origin = _origin(config, interface, spec)
-    chunk = action - state[:, -1:, origin] if origin else action
-    derived = {
-        "encoded_state": statistics_of(features(torch.from_numpy(state).double()).numpy()),
-        "action_chunk": statistics_of(chunk.reshape(len(chunk), -1).astype(np.float64)),
-    }
-    return {**raw, **derived}
-
-
-def statistics_of(values: Float[np.ndarray, "N D"]) -> FeatureStatistics:
-    """Exact statistics of an array in memory, float64."""
-    low, high = np.quantile(values, [0.01, 0.99], axis=0)
-    columns = (values.mean(0), values.std(0), values.min(0), values.max(0), low, high)
-    return FeatureStatistics(len(values), *(tuple(float(v) for v in column) for column in columns))

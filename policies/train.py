@@ -23,23 +23,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+import kineflow
 from kineflow.config import load_config, save_config
-from kineflow.contracts import FeatureStatistics, Interface, KineflowError, PolicyContract
+from kineflow.contracts import KineflowError, PolicyContract
 from kineflow.datasets.episode_store import EpisodeStore
-from kineflow.datasets.windows import WindowReader, WindowSampler, split_episodes
+from kineflow.datasets.windows import WindowReader, WindowSampler
 from kineflow.policies.augmentation import AffineSymmetry
-from kineflow.policies.checkpoint import (
-    ChunkPolicy,
-    checkpoint_steps,
-    commit_folder,
-    golden_pair,
-    network_tensors,
-    read_contract,
-    software_versions,
-)
+from kineflow.policies.checkpoint import ChunkPolicy, checkpoint_steps, network_tensors, read_contract
 from kineflow.policies.ema import ExponentialMovingAverage
-from kineflow.policies.policy import PolicyConfig, PolicyNetwork, state_spec, training_statistics
-from kineflow.policies.train_state import load_train_state, save_train_state
+from kineflow.policies.golden import golden_pair
+from kineflow.policies.optimiser import adamw, learning_rate_factor
+from kineflow.policies.policy import PolicyConfig, PolicyNetwork
+from kineflow.policies.policy_statistics import state_spec
+from kineflow.policies.provenance import package_versions
+from kineflow.policies.train_state import commit_folder, load_train_state, save_train_state
+from kineflow.policies.training_data import TrainingData
 
 
 @dataclass(frozen=True)
@@ -101,17 +99,14 @@ class Trainer:
     def __init__(self, config: TrainConfig, run: Path) -> None:
         self.config, self.run, self.step, self.started_s = config, run, 0, time.monotonic()
         self.device = torch.device(_device(config.device))
-        store = EpisodeStore.open(config.store)
-        self.training, self.validation, statistics = _windows(config, store)
-        torch.manual_seed(config.seed)  # initial weights
-        interface = needed_interface(config.policy, store.interface)
+        self.data = TrainingData.load(EpisodeStore.open(config.store), config.policy, config.validation_fraction, config.seed)
         if config.symmetry:
-            config.symmetry.check(state_spec(interface, config.policy.features), interface.action.vector)
-        self.network = PolicyNetwork(config.policy, interface, statistics).to(self.device)
-        self.contract_parts = (interface, statistics, store.fingerprint())
+            config.symmetry.check(state_spec(self.data.interface, config.policy.features), self.data.interface.action.vector)
+        torch.manual_seed(config.seed)  # initial weights
+        self.network = PolicyNetwork(config.policy, self.data.interface, self.data.statistics).to(self.device)
         self.ema = ExponentialMovingAverage(self.network, config.ema_decay)
-        self.optimizer = torch.optim.AdamW(_parameter_groups(self.network, config), lr=config.learning_rate, fused=True)
-        self.sampler = WindowSampler(len(self.training), config.batch_size, config.seed)
+        self.optimizer = adamw(self.network, config.learning_rate, config.weight_decay)
+        self.sampler = WindowSampler(len(self.data.training), config.batch_size, config.seed)
         self.generator = torch.Generator(self.device)
 
     def start(self) -> None:
@@ -137,13 +132,12 @@ class Trainer:
         metrics.write_text("".join(line + "\n" for line in kept))
 
     def _check_same_data(self, folder: Path) -> None:
-        interface, _, fingerprint = self.contract_parts
-        contract, where = read_contract(folder), f"store {self.config.store}"
-        contract.require(interface, where)
-        if contract.dataset_hash != fingerprint:
+        contract, where, found = read_contract(folder), f"store {self.config.store}", self.data.dataset_hash
+        contract.require(self.data.interface, where)
+        if contract.dataset_hash != found:
             raise TrainError(
                 f"{where} holds other episodes than this run was trained on "
-                f"(hash {fingerprint[:12]}, was {contract.dataset_hash[:12]}); put the old store back, or start a new run"
+                f"(hash {found[:12]}, was {contract.dataset_hash[:12]}); put the old store back, or start a new run"
             )
 
     def steps(self) -> Iterator[dict[str, float]]:
@@ -153,7 +147,7 @@ class Trainer:
         while self.step < config.steps:
             self._seed(self.step)
             rate = config.learning_rate * learning_rate_factor(self.step, config.warmup_steps, config.steps)
-            loss = self._update(self._batch(next(self.sampler), self.training, augment=True), rate)
+            loss = self._update(self._batch(next(self.sampler), self.data.training, augment=True), rate)
             self.ema.update(self.step)
             self.step += 1
             last = self.step == config.steps
@@ -184,11 +178,11 @@ class Trainer:
     def validation_loss(self) -> float:
         """Mean loss of the averaged weights on the held-out episodes, same noise every time."""
         self._seed(-1)
-        chunks = np.array_split(np.arange(len(self.validation)), max(1, len(self.validation) // self.config.batch_size))
+        chunks = np.array_split(np.arange(len(self.data.validation)), max(1, len(self.data.validation) // self.config.batch_size))
         network = self.ema.network
         with self._autocast():
-            losses = [float(network.loss(*self._batch(i, self.validation), self.generator)) * len(i) for i in chunks]
-        return sum(losses) / len(self.validation)
+            losses = [float(network.loss(*self._batch(i, self.data.validation), self.generator)) * len(i) for i in chunks]
+        return sum(losses) / len(self.data.validation)
 
     def _batch(self, indices: np.ndarray, reader: WindowReader, *, augment: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         window = reader.read(indices)
@@ -201,12 +195,11 @@ class Trainer:
 
     def policy(self) -> ChunkPolicy:
         """The averaged weights with their contract."""
-        network, (interface, statistics, fingerprint) = self.ema.network, self.contract_parts
-        versions = software_versions()
-        horizons, spec = self.config.policy.horizons, self.config.policy.objective.sampler_spec()
-        return ChunkPolicy(
-            network, PolicyContract(interface, horizons, spec, statistics, fingerprint, versions, golden_pair(network))
-        )
+        network, data, config = self.ema.network, self.data, self.config.policy
+        spec, golden = config.objective.sampler_spec(), golden_pair(network)
+        versions = {"kineflow": kineflow.__version__, **package_versions()}
+        contract = PolicyContract(data.interface, config.horizons, spec, data.statistics, data.dataset_hash, versions, golden)
+        return ChunkPolicy(network, contract)
 
     def save(self) -> None:
         """Write one checkpoint: whole, or not at all."""
@@ -238,37 +231,6 @@ class Trainer:
         if wanted == "float32" or (wanted == "auto" and not (self.device.type == "cuda" and torch.cuda.is_bf16_supported())):
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
-
-
-def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to zero at `steps`."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
-
-
-def _windows(config: TrainConfig, store: EpisodeStore) -> tuple[WindowReader, WindowReader, dict[str, FeatureStatistics]]:
-    policy = config.policy
-    chosen, held_out = (split.tolist() for split in split_episodes(store.num_episodes, config.validation_fraction, config.seed))
-    training = WindowReader(store, policy.features, policy.horizons, chosen)
-    validation = WindowReader(store, policy.features, policy.horizons, held_out)
-    whole = training.read(np.arange(len(training)))
-    raw = store.statistics(chosen)
-    kept = {name: raw[name] for name in (*policy.features, "action")}
-    return training, validation, training_statistics(policy, store.interface, kept, whole.state, whole.action)
-
-
-def needed_interface(policy: PolicyConfig, offered: Interface) -> Interface:
-    """What the policy takes of what the store offers: this, not the store, is what a robot must provide."""
-    state_spec(offered, policy.features)
-    return Interface({name: offered.features[name] for name in policy.features}, offered.action)
-
-
-def _parameter_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
-    """Weight decay on matrices only: decaying biases and gains shifts outputs without regularising anything."""
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    rest = [p for p in network.parameters() if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
 def _device(name: str) -> str:

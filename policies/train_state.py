@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +33,17 @@ def load_train_state(folder: Path, optimizer: torch.optim.Optimizer, sampler: Wi
     saved = json.loads((folder / "state.json").read_text())
     sampler.load_state_dict(saved["sampler"])
     return int(saved["step"])
+
+
+def commit_folder(staging: Path, final: Path) -> None:
+    """Flush every file of `staging`, then rename: readers see the whole folder or none of it."""
+    for file in [*(p for p in staging.rglob("*") if p.is_file()), *(p for p in staging.rglob("*") if p.is_dir()), staging]:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    if final.exists():
+        shutil.rmtree(final)
+    staging.rename(final)
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,9 +28,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quiet_threads() -> Iterator[None]:
+def _quiet_threads() -> None:
     """The same thread count everywhere: results that are compared bit by bit must not depend on the machine's core count."""
     import torch
 
     torch.set_num_threads(2)
-    yield

@@ -14,7 +14,7 @@ from kineflow.policies.encoders.state import State
 from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.unet import UNet
 from kineflow.policies.objectives import FlowMatching
-from kineflow.policies.policy import PolicyConfig, PolicyNetwork, training_statistics
+from kineflow.policies.policy import PolicyConfig, PolicyNetwork
 
 HEADS: dict[str, DiT | UNet] = {
     "dit_5m": DiT(width=256, depth=4),
@@ -87,7 +87,7 @@ def _network(head: DiT | UNet) -> PolicyNetwork:
     action = rng.uniform(0, 500, (256, 16, 2)).astype(np.float32)
     raw = {"state": _unit_statistics(5), "action": _unit_statistics(2)}
     torch.manual_seed(0)
-    return PolicyNetwork(config, interface, training_statistics(config, interface, raw, state, action)).eval()
+    return PolicyNetwork(config, interface, config.statistics(interface, raw, state, action)).eval()
 
 
 def _unit_statistics(size: int) -> FeatureStatistics:

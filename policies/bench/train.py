@@ -82,7 +82,7 @@ class _BareLoop:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, config = trainer, trainer.config
-        self.batch = trainer._batch(next(trainer.sampler), trainer.training)
+        self.batch = trainer._batch(next(trainer.sampler), trainer.data.training)
         self.samples = config.noise_samples
 
     def step(self) -> None:

@@ -59,7 +59,10 @@ THREE = VectorSpec(("x", "y", "z"), ("m",) * 3, "base_link", (-1.0,) * 3, (1.0,)
         (with_state(replace(VECTOR, units=("m", "cm"))), ["units", "('m', 'm')", "('m', 'cm')"]),
         (with_state(replace(VECTOR, frame="odom")), ["frame", "base_link", "odom"]),
         (with_state(replace(VECTOR, names=("y", "x"))), ["names", "('x', 'y')", "('y', 'x')"]),
-        (replace(INTERFACE, action=FeatureSpec(replace(VECTOR, high=(2.0, 1.0)), 10.0)), ["action", "high", "(1.0, 1.0)", "(2.0, 1.0)"]),
+        (
+            replace(INTERFACE, action=FeatureSpec(replace(VECTOR, high=(2.0, 1.0)), 10.0)),
+            ["action", "high", "(1.0, 1.0)", "(2.0, 1.0)"],
+        ),
         (replace(INTERFACE, action=FeatureSpec(replace(VECTOR, max_rate=(5.0, 5.0)), 10.0)), ["action", "max_rate"]),
         (replace(INTERFACE, cameras={}), ["camera 'top'"]),
         (replace(INTERFACE, cameras={"top": CameraSpec(48, 96, 10.0)}), ["camera 'top'", "height=96", "height=48"]),

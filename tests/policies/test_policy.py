@@ -22,7 +22,8 @@ from kineflow.policies.checkpoint import CheckpointError, ChunkPolicy, load_poli
 from kineflow.policies.encoders.state import PlanarBody, State, StateFeatures
 from kineflow.policies.normaliser import Normaliser
 from kineflow.policies.objectives import FlowMatching
-from kineflow.policies.policy import PolicyConfig, PolicyNetwork, statistics_of, training_statistics
+from kineflow.policies.policy import PolicyConfig, PolicyNetwork
+from kineflow.policies.policy_statistics import statistics_of
 from tests.policies.conftest import INTERFACE, POLICY, STATE
 
 RNG = np.random.default_rng(0)
@@ -38,7 +39,7 @@ def network(config: PolicyConfig = POLICY) -> PolicyNetwork:
     state, action = windows()
     raw = {"state": statistics_of(state[:, -1]), "action": statistics_of(action[:, 0])}
     torch.manual_seed(0)
-    built = PolicyNetwork(config, INTERFACE, training_statistics(config, INTERFACE, raw, state, action))
+    built = PolicyNetwork(config, INTERFACE, config.statistics(INTERFACE, raw, state, action))
     torch.nn.init.normal_(built.head.outputs.weight, std=0.1)
     return built.eval()
 

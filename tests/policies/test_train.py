@@ -26,7 +26,8 @@ from kineflow.policies.ema import ExponentialMovingAverage
 from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.unet import UNet
 from kineflow.policies.objectives import MIP, Diffusion, FlowMatching, Regression
-from kineflow.policies.train import TrainConfig, Trainer, TrainError, learning_rate_factor, resume_run, train
+from kineflow.policies.optimiser import learning_rate_factor
+from kineflow.policies.train import TrainConfig, Trainer, TrainError, resume_run, train
 from tests.policies.conftest import INTERFACE, STATE, make_store
 
 
@@ -185,7 +186,10 @@ def test_mixed_precision_trains(config: TrainConfig, tmp_path: Path) -> None:
 
 def test_validation_episodes_are_not_trained_on(config: TrainConfig, tmp_path: Path) -> None:
     trainer = Trainer(config, tmp_path / "r")
-    whole = [trainer.training.read(np.arange(len(trainer.training))), trainer.validation.read(np.arange(len(trainer.validation)))]
+    whole = [
+        trainer.data.training.read(np.arange(len(trainer.data.training))),
+        trainer.data.validation.read(np.arange(len(trainer.data.validation))),
+    ]
     radii = [set(np.round(np.hypot(w.state[:, -1, 0], w.state[:, -1, 1]), 3)) for w in whole]
     assert len(radii[1]) == 2
     assert radii[0].isdisjoint(radii[1])
@@ -194,9 +198,9 @@ def test_validation_episodes_are_not_trained_on(config: TrainConfig, tmp_path: P
 def test_padded_actions_can_be_masked(config: TrainConfig, tmp_path: Path) -> None:
     """With mask_padding the loss does not depend on what stands after the end of an episode."""
     trainer = Trainer(replace(config, mask_padding=True), tmp_path / "r")
-    window = trainer.training.read(np.array([29]))
+    window = trainer.data.training.read(np.array([29]))
     assert window.action_is_pad.sum() == 7
-    state, action, weight = trainer._batch(np.array([29]), trainer.training)
+    state, action, weight = trainer._batch(np.array([29]), trainer.data.training)
     torch.nn.init.normal_(trainer.network.head.outputs.weight)
 
     def loss(action: torch.Tensor) -> float:

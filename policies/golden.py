@@ -1,0 +1,38 @@
+"""The golden pair: one input and the output it gave when the checkpoint was written, replayed to catch silent changes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kineflow.contracts import GoldenPair, Observation, SamplingRequest
+from kineflow.policies.policy import PolicyNetwork
+
+SEED = 0
+# Across machines the same weights differ by rounding only; a wrong normaliser or a changed layer differs by far more.
+TOLERANCE = 1e-3
+
+
+def golden_pair(network: PolicyNetwork) -> GoldenPair:
+    """The network's answer to the mean state of its training data with seed 0."""
+    mean = np.asarray(network.state_statistics.mean, dtype=np.float32)
+    state = np.tile(mean, (network.config.horizons.observation, 1))
+    actions = _answer(network, state, SEED)
+    return GoldenPair(state=_rows(state), seed=SEED, actions=_rows(actions))
+
+
+def golden_error(network: PolicyNetwork, golden: GoldenPair) -> float:
+    """Largest difference between the answer now and the recorded one, relative to the largest action."""
+    actions = _answer(network, np.asarray(golden.state, dtype=np.float32), golden.seed)
+    expected = np.asarray(golden.actions)
+    return float(np.abs(actions - expected).max() / (np.abs(expected).max() + 1e-9))
+
+
+def _answer(network: PolicyNetwork, state: np.ndarray, seed: int) -> np.ndarray:
+    observation = Observation(state=state[None], stamp_s=np.zeros((1, len(state))))
+    chunk = network.predict(observation, SamplingRequest(seeds=np.array([seed], dtype=np.int64)))
+    actions: np.ndarray = chunk.actions[0]
+    return actions
+
+
+def _rows(array: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(v) for v in row) for row in array)
