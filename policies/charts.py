@@ -7,13 +7,14 @@ the page's script shows the nearest one under the pointer.
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 480, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 14, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 14, 38
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class Axis:
 
 
 def line_chart(series: Sequence[Series], x_label: str, y_label: str, log_y: bool = False) -> str:
-    """Lines over a common x axis; a logarithmic y axis skips values that are not positive."""
+    """Lines over a common x axis; a logarithmic y axis skips values that are not positive.
+
+    The heading above the chart names the y axis for the eye; `y_label` names it for screen readers.
+    """
     lines = [Series([p for p in s.points if p[1] > 0 or not log_y], s.css, s.name) for s in series]
     points = [p for s in lines for p in s.points]
     if not points:
@@ -52,7 +56,7 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, log_y: bool
     x_high = max(x for x, _ in points)
     x = Axis(min(0.0, *(x for x, _ in points)), x_high if x_high > 0 else 1.0, _LEFT, WIDTH - _RIGHT)
     y = _value_axis([value for _, value in points], log_y)
-    body = _y_grid(y) + _x_ticks(x, nice_ticks(x.low, x.high, 5)) + _axis_labels(x_label, y_label)
+    body = _y_grid(y) + _x_ticks(x, nice_ticks(x.low, x.high, 5)) + _x_label(x_label)
     for s in lines:
         body += _polyline([(x.at(a), y.at(b)) for a, b in s.points], s.css)
     hover = [(x.at(a), y.at(b), f"{s.name} {number(b)} at {x_label} {number(a)}") for s in lines if s.name for a, b in s.points]
@@ -66,7 +70,7 @@ def histogram(values: Sequence[float], x_label: str, threshold: float, threshold
         counts[min(int(value * bins), bins - 1)] += 1
     x = Axis(0.0, 1.0, _LEFT, WIDTH - _RIGHT)
     y = Axis(0.0, float(max([*counts, 1])) * 1.12, HEIGHT - _BOTTOM, _TOP)
-    body = _y_grid(y, whole=True) + _x_ticks(x, [0, 0.2, 0.4, 0.6, 0.8, 1.0]) + _axis_labels(x_label, "episodes")
+    body = _y_grid(y, whole=True) + _x_ticks(x, [0, 0.2, 0.4, 0.6, 0.8, 1.0]) + _x_label(x_label)
     hover = []
     for i, count in enumerate(counts):
         left, right, top = x.at(i / bins), x.at((i + 1) / bins), y.at(count)
@@ -145,18 +149,22 @@ def thin(points: Sequence[tuple[float, float]], limit: int = 400) -> list[tuple[
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
-def smooth(points: Sequence[tuple[float, float]], share: float = 0.05) -> list[tuple[float, float]]:
-    """Exponential moving average over about `share` of the points, bias-corrected at the start."""
-    keep = 1 - 1 / max(1.0, share * len(points))
-    total, weight, result = 0.0, 0.0, []
-    for x, y in points:
-        total, weight = keep * total + y, keep * weight + 1
-        result.append((x, total / weight))
+def smooth(points: Sequence[tuple[float, float]], share: float = 0.04) -> list[tuple[float, float]]:
+    """Centred mean over `share` of the points, narrower towards both ends: a falling curve is not shifted to the right."""
+    half = int(share * len(points) / 2)
+    sums = [0.0, *itertools.accumulate(y for _, y in points)]
+    result = []
+    for i, (x, _) in enumerate(points):
+        reach = min(half, i, len(points) - 1 - i)
+        result.append((x, (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
     return result
 
 
 def number(value: float) -> str:
-    """Short and honest: three significant digits, thousands with separators."""
+    """Short and honest: three significant digits, thousands with separators, 3e-4 for small ones."""
+    if 0 < abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
     if value == int(value) and abs(value) < 1e9:
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
@@ -191,12 +199,9 @@ def _x_ticks(x: Axis, ticks: Sequence[float]) -> str:
     return text
 
 
-def _axis_labels(x_label: str, y_label: str) -> str:
-    across, middle = (_LEFT + WIDTH - _RIGHT) / 2, (_TOP + HEIGHT - _BOTTOM) / 2
-    return (
-        f'<text class="label" x="{across}" y="{HEIGHT - 3}" text-anchor="middle">{html.escape(x_label)}</text>'
-        f'<text class="label" transform="translate(10 {middle}) rotate(-90)" text-anchor="middle">{html.escape(y_label)}</text>'
-    )
+def _x_label(text: str) -> str:
+    middle = (_LEFT + WIDTH - _RIGHT) / 2
+    return f'<text class="label" x="{middle}" y="{HEIGHT - 2}" text-anchor="middle">{html.escape(text)}</text>'
 
 
 def _polyline(points: Sequence[tuple[float, float]], css: str) -> str:

@@ -62,7 +62,7 @@ def rollout_strip(episode: EpisodeResult, env: Environment, execution: int, path
 
 
 def _caption(episode: EpisodeResult, step: int, rate_hz: float) -> str:
-    return f"{step / rate_hz:.1f} s   {100 * episode.trajectory.coverage[step]:.0f} %"
+    return f"{step / rate_hz:.1f} s · {100 * episode.trajectory.coverage[step]:.0f} %"
 
 
 def _strip(pictures: Sequence[Frame], captions: Sequence[str]) -> Image.Image:

@@ -29,6 +29,8 @@ from kineflow.policies.eval_result import EvalConfig, EvalResult
 from kineflow.policies.intervals import Estimate, Percentiles
 from kineflow.policies.running_episode import EpisodeResult
 
+_COVERAGE_LEVELS = (0.5, 0.8, 0.9, SUCCESS_COVERAGE)
+_TASK_NAMES = {"pusht": "PushT"}
 _TEMPLATE = Path(__file__).with_name("report_template.html")
 
 
@@ -82,13 +84,14 @@ def build_report(page: ReportPage) -> str:
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(f"{page.name} · Kineflow evaluation"),
         name=html.escape(page.name),
+        task=html.escape(_TASK_NAMES[page.config.env]),
         subtitle=_subtitle(page),
         chips=_chips(page),
         headlines=_headlines(page),
         videos=_videos(page),
         fans=_fans(page),
         training=_training(page.training),
-        coverage=histogram([e.max_coverage for e in result.episodes], "best coverage of the goal", SUCCESS_COVERAGE, "success"),
+        coverage=_coverage(result),
         latency_chart=_latency_chart(result),
         latency=_latency_table(page),
         episode_count=str(len(result.episodes)),
@@ -133,9 +136,7 @@ def read_metrics(path: Path) -> tuple[Metric, ...]:
 def _subtitle(page: ReportPage) -> str:
     rate = page.contract.interface.action.rate_hz
     created = str(page.manifest["created"])[:16].replace("T", " ")
-    return html.escape(
-        f"{page.config.env} · {len(page.result.episodes)} unseen starts · control at {number(rate)} Hz · {created} UTC"
-    )
+    return html.escape(f"{len(page.result.episodes)} unseen starts · control at {number(rate)} Hz · {created} UTC")
 
 
 def _chips(page: ReportPage) -> str:
@@ -157,9 +158,9 @@ def _headlines(page: ReportPage) -> str:
     call = result.policy_call_ms
     reward, success, coverage = result.mean_max_reward, result.success_rate, result.mean_max_coverage
     return (
-        _score_card("Mean max reward", f"{reward.value:.3f}", reward, "best coverage / 0.95, clipped at 1")
+        _score_card("Mean max reward", f"{reward.value:.3f}", reward, "coverage / 0.95, at most 1")
         + _score_card("Success rate", _percent(success.value), success, f"{succeeded} of {len(result.episodes)} episodes")
-        + _score_card("Mean best coverage", _percent(coverage.value), coverage, "of the goal, best moment")
+        + _score_card("Mean best coverage", _percent(coverage.value), coverage, "of the goal, at its best moment")
         + f'<div class="card score"><h3>Policy call</h3><p class="big">{number(call.p50)}<small> ms</small></p>'
         f'<p class="range">p99 {number(call.p99)} ms</p>'
         f'<p class="hint">median of {call.n} calls of {page.config.batch} rows</p></div>'
@@ -169,7 +170,8 @@ def _headlines(page: ReportPage) -> str:
 def _score_card(title: str, value: str, score: Estimate, hint: str) -> str:
     return (
         f'<div class="card score"><h3>{title}</h3><p class="big">{value}</p>{interval_bar(score.value, score.low, score.high)}'
-        f'<p class="range">95 % interval {score.low:.3f} – {score.high:.3f}</p><p class="hint">{html.escape(hint)}</p></div>'
+        f'<p class="range">95 % interval <b>{score.low:.3f} – {score.high:.3f}</b></p>'
+        f'<p class="hint">{html.escape(hint)}</p></div>'
     )
 
 
@@ -188,8 +190,9 @@ def _video(clip: Clip) -> str:
     data = base64.b64encode(clip.path.read_bytes()).decode("ascii")
     label = html.escape(clip.label)
     return (
-        f'<figure class="card clip"><video controls autoplay loop muted playsinline preload="auto" aria-label="{label} episode" '
-        f'src="data:video/mp4;base64,{data}"></video>{sparkline(episode.trajectory.coverage.tolist(), SUCCESS_COVERAGE)}'
+        '<figure class="card clip"><video controls autoplay loop muted playsinline preload="auto" tabindex="0" '
+        f'aria-label="{label} episode" src="data:video/mp4;base64,{data}"></video>'
+        f"{sparkline(episode.trajectory.coverage.tolist(), SUCCESS_COVERAGE)}"
         f'<figcaption><strong>{label}</strong>{_outcome(episode)}<span class="facts">'
         f"reward {episode.max_reward:.2f} · {episode.steps} steps · seed {episode.seed}</span></figcaption></figure>"
     )
@@ -228,8 +231,19 @@ def _training(metrics: Sequence[Metric]) -> str:
     return (
         f'<div class="card"><h3>Loss</h3>{legend}{line_chart(curves, "step", "loss", log_y=True)}</div>'
         f'<div class="card"><h3>Learning rate</h3><p class="legend">{facts}</p>'
-        f'{line_chart([Series(thin(rate), "accent", "learning rate")], "step", "learning rate")}</div>'
+        f"{line_chart([Series(thin(rate), 'accent', 'learning rate')], 'step', 'learning rate')}</div>"
     )
+
+
+def _coverage(result: EvalResult) -> str:
+    values = [e.max_coverage for e in result.episodes]
+    chart = histogram(values, "best coverage of the goal", SUCCESS_COVERAGE, "success")
+    cells = ""
+    for level in _COVERAGE_LEVELS:
+        count = sum(value >= level for value in values)
+        cells += f'<tr><th scope="row">at least {level:.2f}</th><td>{count}</td><td>{100 * count / len(values):.0f} %</td></tr>'
+    head = "<thead><tr><th>best coverage</th><th>episodes</th><th>share</th></tr></thead>"
+    return f'{chart}<div class="scroll"><table class="plain">{head}<tbody>{cells}</tbody></table></div>'
 
 
 def _latency_chart(result: EvalResult) -> str:

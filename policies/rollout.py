@@ -8,8 +8,9 @@ A slot whose episode ends takes the next seed at once and joins the next call: n
 
 Why a seed gives bit-identical results with 1, 7 or 20 environments:
 - noise: row seed = f(episode seed, index of the chunk in its episode), nothing else;
-- arithmetic: every call has the same padded shape, and an episode sits in row `seed % batch` of it. Matrix kernels may
-  round edge rows differently from inner ones, but a given row of a given shape never depends on the other rows.
+- arithmetic: every call has the same padded shape, and an episode sits in row `seed % batch` of it. Padding alone is not
+  enough: kernels round rows at the edge of a tile differently (of 640 rows of a 37-129-77-5 MLP in a batch of 32, 478
+  changed when moved to another row, none when only its neighbours changed).
 """
 
 from __future__ import annotations
