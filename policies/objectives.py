@@ -75,6 +75,15 @@ class FlowMatching:
     guidance_interval: tuple[float, float] = (-math.inf, math.inf)  # in lambda
     clip: float = math.inf  # bound on the denoised chunk while sampling
 
+    def __post_init__(self) -> None:
+        uniform_time_grid(self.path, self.steps)  # refuses impossible step counts here, not after hours of training
+        if not 0 <= self.condition_dropout < 1:
+            raise KineflowError(f"condition_dropout is {self.condition_dropout:g}; it is a probability below 1")
+        if self.guidance_scale != 1 and self.condition_dropout == 0:
+            raise KineflowError(_no_null_condition(self.guidance_scale, self.condition_dropout))
+        if not self.clip > 0:
+            raise KineflowError(f"clip is {self.clip:g}; it bounds |sample| and must be positive (inf: no bound)")
+
     def loss(self, head: Head, actions: Chunk, condition: Tokens | None, generator: torch.Generator, weight: Weight) -> Losses:
         timed = actions[:, :, 0] if self.per_action_time else actions[:, 0, 0]
         t = draw_times(self.path, self.time_density, timed, generator)
@@ -92,10 +101,7 @@ class FlowMatching:
         denoise: Field = HeadField(head, self.path, self.prediction)
         if scale != 1:
             if null_condition is None:
-                raise KineflowError(
-                    f"guidance_scale is {scale:g} but the policy has no null condition (condition_dropout was "
-                    f"{self.condition_dropout:g}); train with condition_dropout > 0 or sample with guidance_scale 1"
-                )
+                raise KineflowError(_no_null_condition(scale, self.condition_dropout))
             denoise = ClassifierFreeGuidance(denoise, null_condition, scale, self.guidance_interval)
         return denoise if math.isinf(self.clip) else Clip(denoise, -self.clip, self.clip)
 
@@ -131,6 +137,9 @@ class Diffusion:
     steps: int = 10
     guidance_scale: float = 1.0
     clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        _ = self.general  # for its checks
 
     @property
     def general(self) -> FlowMatching:
@@ -168,3 +177,10 @@ class Diffusion:
 
 
 ObjectiveConfig = FlowMatching | Diffusion | Regression | MIP  # the registry of `kind:` in configs
+
+
+def _no_null_condition(scale: float, dropout: float) -> str:
+    return (
+        f"guidance_scale is {scale:g} but the policy has no null condition (condition_dropout is {dropout:g}); "
+        "train with condition_dropout > 0 or sample with guidance_scale 1"
+    )
