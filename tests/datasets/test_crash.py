@@ -128,7 +128,7 @@ def test_a_writer_with_a_stale_generation_keeps_what_the_other_wrote(tmp_path: P
     assert second.num_episodes == 3
     second.reload()
     assert second.num_episodes == 4
-    assert set(task.text for task in found.manifest.tasks.values()) == {"open the door", "wait"}
+    assert {task.text for task in found.manifest.tasks.values()} == {"open the door", "wait"}
     assert check_store(first.path) == []
 
 

@@ -55,7 +55,7 @@ def test_statistics_of_a_subset_are_those_of_its_samples(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("episodes", [[], [1, 1], [0, 9], [-1, 0]])
 def test_statistics_of_no_repeated_or_unknown_episodes_are_refused(tmp_path: Path, episodes: list[int]) -> None:
-    with pytest.raises(StoreError, match="each named once|no episode"):
+    with pytest.raises(StoreError, match=r"each named once|no episode"):
         filled(tmp_path / "s", range(3), LOW_DIM).statistics(episodes)
 
 
@@ -112,10 +112,15 @@ def test_streams_with_clocks_of_their_own_keep_lengths_and_stamps(tmp_path: Path
 
 def test_an_exception_drops_only_what_is_not_committed(tmp_path: Path) -> None:
     store = EpisodeStore.create(tmp_path / "s", LOW_DIM)
-    with pytest.raises(ZeroDivisionError), store.writer(2) as writer:
-        for number in range(3):
-            writer.add(sample_episode(number, LOW_DIM))
-        raise ZeroDivisionError
+
+    def record_and_fail() -> None:
+        with store.writer(2) as writer:
+            for number in range(3):
+                writer.add(sample_episode(number, LOW_DIM))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        record_and_fail()
     assert EpisodeStore.open(store.path).num_episodes == 2
 
 
