@@ -7,85 +7,27 @@ seconds (`stamp_s`); on disk it is int64 nanoseconds (`stamp_ns`).
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 
+# One import for users: units, limits and errors come from here too.
+from kineflow.interface import (
+    CameraSpec as CameraSpec,
+    ContractError as ContractError,
+    FeatureSpec as FeatureSpec,
+    Interface as Interface,
+    KineflowError as KineflowError,
+    VectorSpec as VectorSpec,
+    interface_differences as interface_differences,
+)
+from kineflow.plain import to_json as to_json, to_plain as to_plain
+
 CONTRACT_VERSION = 1
 CLOCK = "t=0 noise, t=1 data"
-
-
-class KineflowError(Exception):
-    """A failure whose message names the thing, the value and the remedy; the command line prints it without a trace."""
-
-
-class ContractError(KineflowError):
-    """Two sides of a border (checkpoint, store, environment, robot) disagree."""
-
-
-@dataclass(frozen=True)
-class VectorSpec:
-    """Meaning of each dimension of an action or state vector `[A]`.
-
-    `low`/`high` bound the value (infinite: unbounded); `max_rate` bounds its change per second (infinite: unbounded).
-    """
-
-    names: tuple[str, ...]
-    units: tuple[str, ...]
-    frame: str
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    max_rate: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.max_rate:
-            object.__setattr__(self, "max_rate", (math.inf,) * len(self.names))
-        for name in ("units", "low", "high", "max_rate"):
-            if len(getattr(self, name)) != len(self.names):
-                raise ContractError(
-                    f"VectorSpec.{name} has {len(getattr(self, name))} entries for {len(self.names)} names {self.names}; "
-                    "give one entry per dimension"
-                )
-        for name, low, high in zip(self.names, self.low, self.high):
-            if not low < high:
-                raise ContractError(f"VectorSpec dimension '{name}': low {low} is not below high {high}")
-
-    @property
-    def size(self) -> int:
-        return len(self.names)
-
-
-@dataclass(frozen=True)
-class FeatureSpec:
-    """One low-dimensional stream: its vector and nominal rate in Hz."""
-
-    vector: VectorSpec
-    rate_hz: float
-
-
-@dataclass(frozen=True)
-class CameraSpec:
-    """One camera stream of uint8 RGB images `[H, W, 3]`."""
-
-    height: int
-    width: int
-    rate_hz: float
-
-
-@dataclass(frozen=True)
-class Interface:
-    """What a store, environment or robot offers, or a policy needs: named features, cameras and the action."""
-
-    features: Mapping[str, FeatureSpec]
-    action: FeatureSpec
-    cameras: Mapping[str, CameraSpec] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -225,42 +167,6 @@ class PolicyContract:
             raise ContractError(f"{where} does not match the policy contract:\n  " + "\n  ".join(problems))
 
 
-def interface_differences(needed: Interface, offered: Interface) -> Iterator[str]:
-    """One line per mismatch: the field, both values, the remedy. Extra features and cameras on offer are fine."""
-    for name, spec in needed.features.items():
-        if name not in offered.features:
-            yield (
-                f"feature '{name}': the policy needs it, offered are {sorted(offered.features)}; "
-                "record or map the feature, or train a policy without it"
-            )
-        else:
-            yield from _feature_differences(f"feature '{name}'", spec, offered.features[name])
-    for name, camera in needed.cameras.items():
-        if name not in offered.cameras:
-            yield f"camera '{name}': the policy needs it, offered are {sorted(offered.cameras)}; rename or add the camera"
-        elif camera != offered.cameras[name]:
-            yield f"camera '{name}': the policy needs {camera}, offered is {offered.cameras[name]}; resize or retrain"
-    yield from _feature_differences("action", needed.action, offered.action)
-
-
-def _feature_differences(what: str, needed: FeatureSpec, offered: FeatureSpec) -> Iterator[str]:
-    if not math.isclose(needed.rate_hz, offered.rate_hz, rel_tol=1e-6):
-        yield (
-            f"{what}: rate_hz is {needed.rate_hz:g} in the policy and {offered.rate_hz:g} here; "
-            f"resample the data to {needed.rate_hz:g} Hz or train at {offered.rate_hz:g} Hz"
-        )
-    if needed.vector.size != offered.vector.size:
-        yield (
-            f"{what}: shape is [{needed.vector.size}] {needed.vector.names} in the policy and "
-            f"[{offered.vector.size}] {offered.vector.names} here; use the data it was trained for or retrain"
-        )
-        return
-    for name in ("names", "units", "frame", "low", "high", "max_rate"):
-        mine, theirs = getattr(needed.vector, name), getattr(offered.vector, name)
-        if mine != theirs:
-            yield f"{what}: {name} is {mine} in the policy and {theirs} here; convert the data or retrain the policy"
-
-
 @runtime_checkable
 class Policy(Protocol):
     """Pure and batched: the same observation, request and weights give the same chunk; memory lives in wrappers.
@@ -305,23 +211,3 @@ class Window:
     action: Float[np.ndarray, "B H A"]
     state_is_pad: Bool[np.ndarray, "B T"]
     action_is_pad: Bool[np.ndarray, "B H"]
-
-
-def to_plain(value: Any) -> Any:
-    """Dataclasses, tuples and infinities to what JSON can hold; an infinite bound becomes the string "inf"/"-inf"."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): to_plain(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [to_plain(v) for v in value]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float) and math.isinf(value):
-        return "inf" if value > 0 else "-inf"
-    return value
-
-
-def to_json(value: Any) -> str:
-    """Indented JSON of a contract value; NaN is refused."""
-    return json.dumps(to_plain(value), indent=2, allow_nan=False) + "\n"

@@ -95,7 +95,7 @@ def test_no_import_circles() -> None:
         visit(module, ())
 
 
-@pytest.mark.parametrize("file", ["__init__.py", "contracts.py", "config.py", "cli.py"])
+@pytest.mark.parametrize("file", ["__init__.py", "interface.py", "plain.py", "contracts.py", "config.py", "cli.py"])
 def test_root_is_light(file: str) -> None:
     heavy = {m for m in imports(ROOT / "kineflow" / file, top_level_only=True) if m.split(".")[0] not in LIGHT}
     assert heavy == set()

@@ -1,0 +1,109 @@
+"""What is offered and what is needed: the meaning of each dimension, and every way in which two sides can disagree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+
+class KineflowError(Exception):
+    """A failure whose message names the thing, the value and the remedy; the command line prints it without a trace."""
+
+
+class ContractError(KineflowError):
+    """Two sides of a border (checkpoint, store, environment, robot) disagree."""
+
+
+@dataclass(frozen=True)
+class VectorSpec:
+    """Meaning of each dimension of an action or state vector `[A]`.
+
+    `low`/`high` bound the value (infinite: unbounded); `max_rate` bounds its change per second (infinite: unbounded).
+    """
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    frame: str
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    max_rate: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.max_rate:
+            object.__setattr__(self, "max_rate", (math.inf,) * len(self.names))
+        for name in ("units", "low", "high", "max_rate"):
+            if len(getattr(self, name)) != len(self.names):
+                raise ContractError(
+                    f"VectorSpec.{name} has {len(getattr(self, name))} entries for {len(self.names)} names {self.names}; "
+                    "give one entry per dimension"
+                )
+        for name, low, high in zip(self.names, self.low, self.high):
+            if not low < high:
+                raise ContractError(f"VectorSpec dimension '{name}': low {low} is not below high {high}")
+
+    @property
+    def size(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """One low-dimensional stream: its vector and nominal rate in Hz."""
+
+    vector: VectorSpec
+    rate_hz: float
+
+
+@dataclass(frozen=True)
+class CameraSpec:
+    """One camera stream of uint8 RGB images `[H, W, 3]`."""
+
+    height: int
+    width: int
+    rate_hz: float
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a store, environment or robot offers, or a policy needs: named features, cameras and the action."""
+
+    features: Mapping[str, FeatureSpec]
+    action: FeatureSpec
+    cameras: Mapping[str, CameraSpec] = field(default_factory=dict)
+
+
+def interface_differences(needed: Interface, offered: Interface) -> Iterator[str]:
+    """One line per mismatch: the field, both values, the remedy. Extra features and cameras on offer are fine."""
+    for name, spec in needed.features.items():
+        if name not in offered.features:
+            yield (
+                f"feature '{name}': the policy needs it, offered are {sorted(offered.features)}; "
+                "record or map the feature, or train a policy without it"
+            )
+        else:
+            yield from _feature_differences(f"feature '{name}'", spec, offered.features[name])
+    for name, camera in needed.cameras.items():
+        if name not in offered.cameras:
+            yield f"camera '{name}': the policy needs it, offered are {sorted(offered.cameras)}; rename or add the camera"
+        elif camera != offered.cameras[name]:
+            yield f"camera '{name}': the policy needs {camera}, offered is {offered.cameras[name]}; resize or retrain"
+    yield from _feature_differences("action", needed.action, offered.action)
+
+
+def _feature_differences(what: str, needed: FeatureSpec, offered: FeatureSpec) -> Iterator[str]:
+    if not math.isclose(needed.rate_hz, offered.rate_hz, rel_tol=1e-6):
+        yield (
+            f"{what}: rate_hz is {needed.rate_hz:g} in the policy and {offered.rate_hz:g} here; "
+            f"resample the data to {needed.rate_hz:g} Hz or train at {offered.rate_hz:g} Hz"
+        )
+    if needed.vector.size != offered.vector.size:
+        yield (
+            f"{what}: shape is [{needed.vector.size}] {needed.vector.names} in the policy and "
+            f"[{offered.vector.size}] {offered.vector.names} here; use the data it was trained for or retrain"
+        )
+        return
+    for name in ("names", "units", "frame", "low", "high", "max_rate"):
+        mine, theirs = getattr(needed.vector, name), getattr(offered.vector, name)
+        if mine != theirs:
+            yield f"{what}: {name} is {mine} in the policy and {theirs} here; convert the data or retrain the policy"
