@@ -183,6 +183,17 @@ def test_no_damaged_chunk_reads_as_zeros(store: Path) -> None:
         EpisodeStore.open(store).low_dim("pose")
 
 
+def test_changed_metadata_of_the_same_size_is_not_believed(store: Path) -> None:
+    # No checksum of its own protects zarr.json: only the manifest's does.
+    node = min(store.glob("segments/*/steps/pose/zarr.json"))
+    text = node.read_text()
+    rows = json.loads(text)["shape"][0]
+    node.write_text(text.replace(str(rows), str(rows - 1)))
+    assert node.stat().st_size == len(text)
+    with pytest.raises(StoreError, match=r"steps/pose/zarr\.json: .*crc32c differs"):
+        EpisodeStore.open(store).low_dim("pose")
+
+
 def test_a_manifest_field_of_the_wrong_type_names_its_path(store: Path) -> None:
     manifest = read_manifest(store)
     object.__setattr__(manifest, "clock", 3)

@@ -9,8 +9,7 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from kineflow.datasets import zarr_v3
 from kineflow.datasets.zarr_v3 import (
@@ -60,13 +59,15 @@ def test_zarr_python_reads_vectors(values: np.ndarray, rows: int, tmp_path_facto
     np.testing.assert_array_equal(found[...], values)
 
 
-@pytest.mark.parametrize(("num_frames", "shard_bytes"), [(1, 10**9), (7, 10**9), (7, 1000), (8, 1)])
+# A frame of noise is 135 bytes, 16 of header and 4 of checksum.
+@pytest.mark.parametrize(("num_frames", "shard_bytes", "shards"), [(1, 10**9, 1), (7, 10**9, 1), (7, 4 * 155, 2), (8, 1, 8)])
 def test_frames_round_trip_and_zarr_python_reads_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_frames: int, shard_bytes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_frames: int, shard_bytes: int, shards: int
 ) -> None:
     monkeypatch.setattr(zarr_v3, "MAX_SHARD_BYTES", shard_bytes)
     frames = np.random.default_rng(0).integers(0, 256, (num_frames, 5, 9, 3), np.uint8)
     files = encode_shards("cam", [encode_frame(f) for f in frames], 5, 9)
+    assert len(files) == shards + 1
     found = zarr.open_group(save(files, tmp_path), mode="r")["cam"]
     assert isinstance(found, zarr.Array)
     np.testing.assert_array_equal(found[...], frames)
