@@ -79,11 +79,16 @@ def encode_episode(interface: Interface, episode: Episode) -> EncodedEpisode:
     for name in interface.cameras:
         stream = episode.streams[name]
         with ThreadPoolExecutor(_ENCODING_THREADS) as pool:  # blosc releases the GIL
-            frames[name] = list(pool.map(encode_frame, stream.values))
+            parts = [stream.values[first : first + 16] for first in range(0, len(stream.values), 16)]
+            frames[name] = [payload for part in pool.map(_encode_frames, parts) for payload in part]
         streams[name] = Stream(np.empty((0, *stream.values.shape[1:]), np.uint8), stream.stamp_ns)
     moments = {name: measure(episode.streams[name].values) for name in vector_streams(interface)}
     stripped = Episode(streams, episode.instruction, episode.success, episode.source, episode.clock)
     return EncodedEpisode(stripped, frames, moments, episode_digest(episode))
+
+
+def _encode_frames(frames: np.ndarray) -> list[bytes]:
+    return [encode_frame(frame) for frame in frames]
 
 
 def episode_digest(episode: Episode) -> bytes:

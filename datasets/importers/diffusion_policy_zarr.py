@@ -7,7 +7,6 @@ timestamps are nominal and units come from a schema: the shipped one for PushT, 
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 import time
 import zipfile
@@ -23,6 +22,7 @@ from jaxtyping import Int64
 from kineflow.config import load_config
 from kineflow.contracts import CameraSpec, Episode, FeatureSpec, Interface, KineflowError, Stream, VectorSpec
 from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.manifest import sync
 
 Buffer: TypeAlias = "zarr.Array[Any]"
 EPISODES_PER_COMMIT = 64
@@ -85,7 +85,8 @@ def import_diffusion_policy_zarr(
                 writer.add(episode)
                 if progress is not None:
                     progress(number + 1, len(ends))
-        shutil.move(store.path, destination)
+        store.path.rename(destination)
+    sync(destination.parent)
     return _report(source, destination, buffers, ends, plan, time.monotonic() - began)
 
 
@@ -212,6 +213,8 @@ def _rows(buffer: Buffer, ends: Int64[np.ndarray, "E"]) -> Iterator[np.ndarray]:
 def _shaped(name: str, values: np.ndarray, interface: Interface, episode: int) -> np.ndarray:
     if name not in interface.cameras:
         return values.reshape(len(values), -1)
+    if values.dtype == np.uint8:
+        return values
     pixels = values.astype(np.uint8)
     if not np.array_equal(pixels, values):
         raise KineflowError(
