@@ -1,10 +1,10 @@
 """Closed-loop evaluation: run the episodes, write results, manifest, videos and the report.
 
-    out_dir/
-      results.jsonl    one line per episode, in the order of seeds
-      manifest.json    code, packages, data, seeds, environment, configuration: enough to run it again
-      videos/          replays spread over the ranking
-      report.html      all of it on one page
+out_dir/
+  results.jsonl    one line per episode, in the order of seeds
+  manifest.json    code, packages, data, seeds, environment, configuration: enough to run it again
+  videos/          replays spread over the ranking
+  report.html      all of it on one page
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class SmallPolicy:
             layer = nn.Linear(wide, narrow)
             with torch.no_grad():
                 layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / wide**0.5)
-            self.network.extend([layer, nn.Tanh()])
+            self.network.extend([layer, nn.GELU()])
 
     def predict(self, observation, request):
         horizons = self.contract.horizons

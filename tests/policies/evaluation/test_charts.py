@@ -8,8 +8,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from kineflow.policies.charts import (
     Axis,
@@ -57,6 +56,7 @@ def test_hover_points_lie_on_the_line():
     assert hover[1][2] == "loss 3 at step 4"
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=200))
 def test_histogram_counts_every_value_once(values):
     hover = json.loads(ElementTree.fromstring(histogram(values, "coverage", 0.95, "success")).get("data-hover"))
@@ -98,6 +98,7 @@ def test_interval_bar_draws_low_value_and_high():
     assert 'cx="100.0"' in svg
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 8))
 def test_ticks_are_round_few_and_inside(low, span, count):
     ticks = nice_ticks(low, low + span, count)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from kineflow.contracts import KineflowError
 from kineflow.policies.intervals import bootstrap_interval, latency_percentiles, wilson_interval
@@ -23,6 +22,7 @@ def test_wilson_has_the_published_values(successes, n, low, high):
     assert (estimate.value, estimate.n) == (successes / n, n)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999))
 def test_wilson_agrees_with_scipy(counts, confidence):
     successes, n = counts
