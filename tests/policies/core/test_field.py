@@ -7,8 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from kineflow.policies.analytic import Mixture, MixtureHead
 from kineflow.policies.field import HeadField

@@ -176,11 +176,12 @@ def test_discrete_paths_train_every_level_alike() -> None:
     assert (counts - 2000).abs().max() < 5 * math.sqrt(2000)
 
 
-@pytest.mark.parametrize("density", get_args(TimeDensity))
-def test_times_never_reach_one_in_float32(density: TimeDensity) -> None:
-    t = draw_times(CondOT(), density, torch.zeros(1_000_000), generator(1))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_rounding_never_takes_a_time_to_one(dtype: torch.dtype) -> None:
+    """Drawn in float64, a time just below one would round up, where some targets are infinite."""
+    t = draw_times(CondOT(), "uniform", torch.zeros(100_000, dtype=dtype), generator(1))
+    assert t.dtype == dtype
     assert t.max().item() < 1
-    assert t.dtype == torch.float32
 
 
 def test_diffusion_is_flow_matching_with_other_defaults() -> None:

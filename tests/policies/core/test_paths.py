@@ -7,8 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from kineflow.config import from_plain, to_plain_config
 from kineflow.contracts import KineflowError
