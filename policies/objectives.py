@@ -25,8 +25,7 @@ from kineflow.policies.guidance import ClassifierFreeGuidance, Clip
 from kineflow.policies.losses import Losses, TimeDensity, Weight, draw_normal, draw_times, row_mean
 from kineflow.policies.paths import CondOT, Path, SquaredCos
 from kineflow.policies.predictions import Denoised, Prediction, from_denoised, network_input, to_denoised
-from kineflow.policies.regression import MIP as MIP
-from kineflow.policies.regression import Regression as Regression
+from kineflow.policies.regression import MIP as MIP, Regression as Regression
 from kineflow.policies.samplers import SOLVERS, RowNoise, SolverName, uniform_time_grid
 
 
