@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kineflow.config import ConfigError, load_config
-from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.demo_data import demo_data
+from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.importers.diffusion_policy_zarr import import_diffusion_policy_zarr
 from kineflow.policies.budget import choose_threads, fit_to_minutes
 from kineflow.policies.checkpoint import checkpoint_steps, load_policy

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from kineflow.config import ConfigError, find_config, from_plain, load_config, save_config
 from kineflow.contracts import FeatureSpec, Interface, VectorSpec

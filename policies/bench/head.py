@@ -24,6 +24,7 @@ HEADS: dict[str, DiT | UNet] = {
 }
 STEPS = (1, 2, 4, 10)
 ALLOWED = 1.10
+REPETITIONS = {True: 15, False: 30}  # quick, full
 
 
 def bench_head(*, quick: bool) -> Iterator[Row]:
@@ -34,7 +35,7 @@ def bench_head(*, quick: bool) -> Iterator[Row]:
         for threads in (1,) if quick else (1, 2):
             torch.set_num_threads(threads)
             for name in names:
-                yield from _rows(name, threads, n=15 if quick else 30)
+                yield from _rows(name, threads, REPETITIONS[quick])
     finally:
         torch.set_num_threads(before)
 

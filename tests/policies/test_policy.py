@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from kineflow.contracts import ContractError, FeatureStatistics, KineflowError, Observation, Policy, SamplingRequest
 from kineflow.policies.checkpoint import CheckpointError, ChunkPolicy, load_policy

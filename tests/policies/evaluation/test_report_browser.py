@@ -87,9 +87,7 @@ def test_theme_follows_the_system_and_the_button(open_report):
 def test_a_phone_shows_it_without_sideways_scrolling(open_report):
     page = open_report(viewport={"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    sizes = page.evaluate(
-        "[...document.querySelectorAll('svg.chart .tick')].map((t) => t.getBoundingClientRect().height)"
-    )
+    sizes = page.evaluate("[...document.querySelectorAll('svg.chart .tick')].map((t) => t.getBoundingClientRect().height)")
     assert min(sizes) > 9, "axis labels stay readable"
 
 
