@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,15 +19,13 @@ EXTRA_OF = {
     **dict.fromkeys(
         ("torch", "zarr", "numcodecs", "google_crc32c", "safetensors", "tensorboard", "huggingface_hub", "rich"), "train"
     ),
-    **dict.fromkeys(("gymnasium", "gym_pusht", "pymunk", "pygame", "cv2"), "sim"),
-    **dict.fromkeys(("matplotlib", "av"), "report"),
+    **dict.fromkeys(("gymnasium", "gym_pusht", "pymunk", "pygame", "cv2", "shapely"), "sim"),
+    **dict.fromkeys(("av", "PIL"), "report"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors made by input are one message on stderr, never a bare stack trace."""
-    # OpenMP threads that wait by spinning make two threads ten times slower than one on a busy machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if rest and not args.takes_overrides:

@@ -24,13 +24,14 @@ class EvalConfig:
     seed_start: int = 100_000  # far from any seed that training uses
     num_envs: int = 32
     batch: int = 32  # rows of every policy call, whatever num_envs is: see rollout.py
+    threads: int = 1  # of PyTorch: fixed, because rounding depends on it, and one is never slow on a busy machine
     videos: int = 3  # spread over the ranking: 3 = best, median, worst; 0 = none
     video_size: int = 448
     fan_samples: int = 16  # chunks sampled from one observation for the report
 
     def __post_init__(self) -> None:
-        if min(self.episodes, self.num_envs, self.batch, self.fan_samples) < 1:
-            raise KineflowError(f"evaluation: episodes, num_envs, batch and fan_samples must be at least 1, got {self}")
+        if min(self.episodes, self.num_envs, self.batch, self.threads, self.fan_samples) < 1:
+            raise KineflowError(f"evaluation: episodes, num_envs, batch, threads and fan_samples must be at least 1, got {self}")
         if self.seed_start < 0 or self.videos < 0:
             raise KineflowError(f"evaluation: seed_start and videos must not be negative, got {self.seed_start}, {self.videos}")
         if self.video_size < 64 or self.video_size % 2:

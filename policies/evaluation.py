@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
@@ -47,6 +48,7 @@ def evaluate(
         KineflowError: the policy returned unusable actions, or the environment is not deterministic.
     """
     console = console or Console(stderr=True)
+    torch.set_num_threads(config.threads)
     make_env = environment_factory(config.env, policy.contract)
     rollout = Rollout(policy, make_env, min(config.num_envs, config.episodes), config.batch)
     started = time.perf_counter()
