@@ -61,7 +61,7 @@ class TrainConfig:
     checkpoint_every: int = 2_000
     log_every: int = 50
     seed: int = 0
-    threads: int = 0  # 0: PyTorch's choice
+    threads: int = 0  # 0: `kineflow train` measures whether one or all cores are faster
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the GPU has it
     device: str = "auto"
 
@@ -130,6 +130,8 @@ class Trainer:
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
         metrics.write_text("".join(line + "\n" for line in kept))
+        if kept:
+            self.started_s -= json.loads(kept[-1])["time_s"]  # time goes on from there too
 
     def _check_same_data(self, folder: Path) -> None:
         contract, where, found = read_contract(folder), f"store {self.config.store}", self.data.dataset_hash

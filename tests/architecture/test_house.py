@@ -52,6 +52,13 @@ def test_one_name_through_relative_links(folder: str) -> None:
     assert not (ROOT / folder / "__init__.py").exists(), "would shadow other packages of that name"
 
 
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_clean_clone_has_every_folder(folder: str) -> None:
+    """git keeps no empty folders, and a link into nothing is an import error."""
+    tracked = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert tracked.strip()
+
+
 @pytest.mark.parametrize("folder", MAY_IMPORT)
 def test_nothing_imports_upward(folder: str) -> None:
     wrong = [
