@@ -199,7 +199,7 @@ class EpisodeStore(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Hash of the sorted segment list: equal for equal contents."""
+        """Hash of the schema and of every episode: equal for equal contents, however they are split into segments."""
         ...
 
 
