@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from kineflow.contracts import ContractError, Interface, Observation, PolicyContract
 
 
+@runtime_checkable
 class Environment(Protocol):
     """gymnasium's API with named observations and an interface; `info` carries `coverage` and `is_success`."""
 
