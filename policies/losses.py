@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kineflow.policies.paths import NoisePath
 
 TimeDensity = Literal["uniform", "logit_normal", "beta"]
-Weight = Float[Tensor, "B H"]  # of each action in the loss; 0: padding
+Weight = Float[Tensor, "B H"] | Bool[Tensor, "B H"]  # of each action in the loss; 0: padding
 Losses = Float[Tensor, "B"]
 
 

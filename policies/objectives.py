@@ -20,7 +20,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from kineflow.contracts import KineflowError, SamplerSpec
-from kineflow.policies.field import Chunk, Field, Head, HeadField, Tokens
+from kineflow.policies.field import Chunk, Field, Head, HeadField, NullTokens, Tokens
 from kineflow.policies.guidance import ClassifierFreeGuidance, Clip
 from kineflow.policies.losses import Losses, TimeDensity, Weight, draw_normal, draw_times, row_mean
 from kineflow.policies.paths import CondOT, Path, SquaredCos
@@ -45,7 +45,7 @@ class Objective(Protocol):
         head: Head,
         noise: RowNoise,
         condition: Tokens | None,
-        null_condition: Tokens | None = None,
+        null_condition: NullTokens | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
     ) -> Chunk:
@@ -94,7 +94,7 @@ class FlowMatching:
             answer = from_denoised(self.loss_space, to_denoised(self.prediction, answer, x, point), point)
         return row_mean((answer - from_denoised(self.loss_space, truth, point)) ** 2, weight)
 
-    def field(self, head: Head, null_condition: Tokens | None = None, guidance_scale: float | None = None) -> Field:
+    def field(self, head: Head, null_condition: NullTokens | None = None, guidance_scale: float | None = None) -> Field:
         """The trained head as a Field, guided and clipped: what solvers integrate and composition mixes."""
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         denoise: Field = HeadField(head, self.path, self.prediction)
@@ -109,7 +109,7 @@ class FlowMatching:
         head: Head,
         noise: RowNoise,
         condition: Tokens | None,
-        null_condition: Tokens | None = None,
+        null_condition: NullTokens | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
     ) -> Chunk:
@@ -157,7 +157,7 @@ class Diffusion:
     def loss(self, head: Head, actions: Chunk, condition: Tokens | None, generator: torch.Generator, weight: Weight) -> Losses:
         return self.general.loss(head, actions, condition, generator, weight)
 
-    def field(self, head: Head, null_condition: Tokens | None = None, guidance_scale: float | None = None) -> Field:
+    def field(self, head: Head, null_condition: NullTokens | None = None, guidance_scale: float | None = None) -> Field:
         return self.general.field(head, null_condition, guidance_scale)
 
     def sample(
@@ -165,7 +165,7 @@ class Diffusion:
         head: Head,
         noise: RowNoise,
         condition: Tokens | None,
-        null_condition: Tokens | None = None,
+        null_condition: NullTokens | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
     ) -> Chunk:

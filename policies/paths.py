@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from kineflow.contracts import KineflowError
@@ -241,7 +241,7 @@ def variance_preserving(lam: Float[Tensor, "*level"]) -> tuple[Float[Tensor, "*l
     return torch.sqrt(torch.sigmoid(2 * lam)), torch.sqrt(torch.sigmoid(-2 * lam))
 
 
-def over(level: Float[Tensor, "*level"], x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def over(level: Shaped[Tensor, "*level"], x: Float[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     """Append axes of size one to a level `[]`, `[B]` or `[B, H]` until it broadcasts over `x` `[B, H, A]`."""
     return level.reshape(level.shape + (1,) * (x.ndim - level.ndim))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kineflow.contracts import KineflowError, SamplerSpec
-from kineflow.policies.field import Chunk, Head, Tokens
+from kineflow.policies.field import Chunk, Head, NullTokens, Tokens
 from kineflow.policies.losses import Losses, Weight, draw_normal, row_mean
 from kineflow.policies.samplers import RowNoise
 
@@ -28,7 +28,7 @@ class Regression:
         head: Head,
         noise: RowNoise,
         condition: Tokens | None,
-        null_condition: Tokens | None = None,
+        null_condition: NullTokens | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
     ) -> Chunk:
@@ -65,7 +65,7 @@ class MIP:
         head: Head,
         noise: RowNoise,
         condition: Tokens | None,
-        null_condition: Tokens | None = None,
+        null_condition: NullTokens | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
     ) -> Chunk:

@@ -1,4 +1,4 @@
-"""Suite-wide rules: threads, and skips (in CI a skip is a failure unless tests/expected_skips.txt names it and why)."""
+"""Suite-wide rules: shapes checked at run time, threads, skips (in CI a failure unless tests/expected_skips.txt says why)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
+
+# Shapes and types of everything between an observation and a chunk are checked at run time in tests, and free in production.
+# Here, before anything imports these modules.
+CHECKED = ("paths", "predictions", "field", "guidance", "samplers", "losses", "regression", "objectives", "analytic", "policy")
+MODULES = [*(f"kineflow.policies.{name}" for name in CHECKED), "kineflow.policies.heads", "kineflow.policies.encoders"]
+install_import_hook(MODULES, "beartype.beartype")
 
 EXPECTED = Path(__file__).parent / "expected_skips.txt"
 _skipped: list[tuple[str, str]] = []
