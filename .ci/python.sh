@@ -8,7 +8,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   echo "Kineflow's training side needs Python 3.11 or newer; '$python' is $("$python" --version). Set PYTHON=python3.11" >&2
   exit 1
 fi
-if [ ! -x "$venv/bin/python" ]; then
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
   echo "set-up 1/2: virtual environment in $venv"
   "$python" -m venv "$venv" || { echo "cannot make it: install the package python3-venv" >&2; exit 1; }
 fi

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import kineflow
-from kineflow.contracts import KineflowError, to_json, to_plain
+from kineflow.contracts import KineflowError, interface_differences, to_json, to_plain
 
 EXTRA_OF = {
     **dict.fromkeys(
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     if rest and not args.takes_overrides:
         parser.error(f"unknown arguments: {' '.join(rest)}")
+    words = list(sys.argv[1:] if argv is None else argv)
+    if rest and len(words) > 1 and words[1] == rest[0]:
+        parser.error(f"name what to {words[0]} first, then the overrides: kineflow {words[0]} NAME {rest[0]} ...")
     args.overrides = rest
     try:
         return int(args.verb(args))
@@ -44,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "kineflow: stopped; what was committed to disk stays, `kineflow train --resume RUN` goes on from there",
+            "kineflow: stopped; checkpoints and episodes already written stay, `kineflow train --resume RUN` goes on from them",
             file=sys.stderr,
         )
         return 130
@@ -64,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     load = _verb(data, "import", _data_import, "import a data set into an episode store")
     load.add_argument("--format", required=True, choices=["diffusion-policy-zarr"])
     load.add_argument("--schema", type=Path, help="YAML interface that names the dimensions, units and rate of unknown data")
+    load.add_argument("--rate-hz", type=_positive, default=10.0, help="rate of data without a schema (default 10)")
+    load.add_argument("--licence", default="", help="licence of the data, kept in the store")
     load.add_argument("source", type=Path)
     load.add_argument("destination", type=Path)
     _verb(data, "info", _data_info, "what a store holds").add_argument("store", type=Path)
@@ -109,8 +115,8 @@ def _verb(
 
 def _positive(text: str) -> float:
     value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text}")
     return value
 
 
@@ -141,7 +147,12 @@ def _data_import(args: argparse.Namespace) -> int:
     with Progress(console=Console(stderr=True), disable=args.json) as progress:
         task = progress.add_task("importing episodes", total=None)
         report = import_diffusion_policy_zarr(
-            args.source, args.destination, lambda done, total: progress.update(task, completed=done, total=total), args.schema
+            args.source,
+            args.destination,
+            lambda done, total: progress.update(task, completed=done, total=total),
+            args.schema,
+            args.rate_hz,
+            args.licence,
         )
     _show(args, to_plain(report), lambda: Console().print_json(to_json(report)))
     return 0
@@ -160,14 +171,18 @@ def _data_info(args: argparse.Namespace) -> int:
 def _data_doctor(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from kineflow.datasets.doctor import check_store, render_findings
+    from kineflow.datasets.doctor import Finding, check_store, render_findings
 
     findings = check_store(args.store)
     if args.policy:
         from kineflow.datasets.episode_store import EpisodeStore
         from kineflow.policies.checkpoint import find_checkpoint, read_contract
 
-        read_contract(find_checkpoint(args.policy)).require(EpisodeStore.open(args.store).interface, f"store {args.store}")
+        needed, offered = read_contract(find_checkpoint(args.policy)).interface, EpisodeStore.open(args.store).interface
+        findings += [
+            Finding("error", f"store {args.store} against policy {args.policy}", problem, remedy)
+            for problem, _, remedy in (line.rpartition("; ") for line in interface_differences(needed, offered))
+        ]
     _show(args, to_plain(findings), lambda: render_findings(findings, Console()))
     return 1 if any(finding.severity == "error" for finding in findings) else 0
 
@@ -197,14 +212,17 @@ def _eval(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from kineflow.config import load_config
-    from kineflow.policies.checkpoint import find_checkpoint, load_policy
+    from kineflow.policies.checkpoint import load_policy
     from kineflow.policies.eval_result import EvalConfig
     from kineflow.policies.evaluation import evaluate, render_result
 
     config = load_config(EvalConfig, args.config, args.overrides)
     policy = load_policy(args.policy)
+    if config.solver or config.steps:
+        policy = policy.resampled(config.solver, config.steps)
     run = Path(args.policy) if (Path(args.policy) / "checkpoints").is_dir() else None
-    out = args.out or (run or find_checkpoint(args.policy)) / "eval" / config.name
+    local = Path(args.policy) if Path(args.policy).is_dir() else Path("runs") / args.policy.replace("/", "--")
+    out = args.out or local / "eval" / config.name
     result = evaluate(policy, config, out, run)
     _show(args, result.to_json(), lambda: render_result(result, Console()))
     return 0

@@ -58,7 +58,7 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
 
     # A union keeps the class that the file chose; its fields are plain flags, not subcommands.
     changed: T = tyro.cli(
-        type(config), default=config, args=list(overrides), prog="overrides", config=(tyro.conf.AvoidSubcommands,)
+        type(config), default=config, args=list(overrides), prog="kineflow ... NAME", config=(tyro.conf.AvoidSubcommands,)
     )
     return changed
 

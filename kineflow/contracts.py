@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64, UInt8
 
 # One import for users: units, limits and errors come from here too.
 from kineflow.interface import (
@@ -25,6 +24,9 @@ from kineflow.interface import (
     interface_differences as interface_differences,
 )
 from kineflow.plain import to_json as to_json, to_plain as to_plain
+
+if TYPE_CHECKING:  # robots import this file with NumPy alone
+    from jaxtyping import Bool, Float, Int64, UInt8
 
 CONTRACT_VERSION = 1
 CLOCK = "t=0 noise, t=1 data"
@@ -120,7 +122,7 @@ class Horizons:
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """How the head was trained and is sampled; enough to rebuild the Field without the training code."""
+    """How the head was trained and is sampled, in words a reader understands; config.yaml has every setting."""
 
     path: str
     prediction: str
@@ -157,7 +159,7 @@ class PolicyContract:
             if name not in self.statistics:
                 raise ContractError(
                     f"feature '{name}' is declared but has no normalisation statistics (have: {sorted(self.statistics)}); "
-                    "recompute them with `kineflow data info --statistics STORE` and train again"
+                    "contract.json was edited or is not whole: take the original, or train again"
                 )
 
     def require(self, offered: Interface, where: str) -> None:

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -26,9 +28,13 @@ from kineflow.contracts import (
     SamplingRequest,
     to_json,
 )
-from kineflow.policies.golden import TOLERANCE, golden_error
+from kineflow.policies.golden import TOLERANCE, golden_error, golden_pair
 from kineflow.policies.hub import download, upload
+from kineflow.policies.objectives import Diffusion, FlowMatching
 from kineflow.policies.policy import PolicyConfig, PolicyNetwork
+from kineflow.policies.samplers import SolverName
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class CheckpointError(KineflowError):
@@ -45,6 +51,16 @@ class ChunkPolicy:
     def predict(self, observation: Observation, request: SamplingRequest) -> ActionChunk:
         """Observation `[B, T, S]` to actions `[B, H, A]` in physical units."""
         return self.network.predict(observation, request)
+
+    def resampled(self, solver: SolverName | None, steps: int | None) -> ChunkPolicy:
+        """The same weights with another solver or number of steps; raises CheckpointError for a policy without noise levels."""
+        config = self.network.config
+        if not isinstance(config.objective, FlowMatching | Diffusion):
+            raise CheckpointError(f"a {type(config.objective).__name__} policy has no noise levels, so no solver to choose")
+        objective = replace(config.objective, solver=solver or config.objective.solver, steps=steps or config.objective.steps)
+        network = copy.copy(self.network)  # shares the weights
+        network.config = replace(config, objective=objective)
+        return ChunkPolicy(network, replace(self.contract, sampler=objective.sampler_spec(), golden=golden_pair(network)))
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write ema.safetensors, contract.json and config.yaml into `folder`."""
@@ -78,7 +94,7 @@ def load_policy(source: str | Path, device: str = "cpu", *, weights: str = "ema"
     folder = find_checkpoint(source, revision)
     contract = read_contract(folder)
     network = PolicyNetwork(load_config(PolicyConfig, folder / "config.yaml"), contract.interface, contract.statistics)
-    _load_weights(network, folder / f"{weights}.safetensors")
+    load_weights(network, folder / f"{weights}.safetensors")
     policy = ChunkPolicy(network.to(device).eval(), contract)
     if weights == "ema" and not (error := golden_error(network, contract.golden)) <= TOLERANCE:
         raise CheckpointError(
@@ -95,7 +111,8 @@ def find_checkpoint(source: str | Path, revision: str | None = None) -> Path:
         return path
     if steps := checkpoint_steps(path):
         return path / "checkpoints" / f"{steps[-1]:08d}"
-    if path.exists() or str(source).count("/") != 1:
+    # A hub name looks like a relative path of two parts: it is one only where no such folder could be meant.
+    if path.exists() or path.parent.is_dir() or not HUB_NAME.fullmatch(str(source)):
         raise CheckpointError(
             f"{source}: no contract.json and no checkpoints/ in it; "
             "give a run folder, a checkpoint folder or a hub name 'user/model'"
@@ -132,7 +149,8 @@ def network_tensors(network: PolicyNetwork) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
 
 
-def _load_weights(network: PolicyNetwork, file: Path) -> None:
+def load_weights(network: PolicyNetwork, file: Path) -> None:
+    """Weights of `file` into `network`; raises CheckpointError when it is damaged or of another size."""
     try:
         network.load_state_dict(load_file(file))
     except (OSError, SafetensorError) as error:

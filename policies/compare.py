@@ -20,6 +20,7 @@ from kineflow.policies.demo import demo_store
 from kineflow.policies.eval_result import EvalConfig, EvalResult
 from kineflow.policies.evaluation import evaluate
 from kineflow.policies.intervals import Estimate, bootstrap_interval
+from kineflow.policies.samplers import SOLVERS, SolverName
 from kineflow.policies.train import TrainConfig, resume_run, train
 
 console = Console(stderr=True)
@@ -72,13 +73,23 @@ class Comparison:
 
 
 def compare(policies: Sequence[str], *, minutes: float, episodes: int, out: Path) -> Comparison:
-    """Entries for run folders and configurations; a configuration is trained into `out`/<its name> unless that is done."""
+    """Entries for run folders and configurations; a configuration is trained into `out`/<its name> unless that is done.
+
+    `NAME@ddpm:100` is the policy NAME sampled by the solver ddpm in 100 steps.
+    """
     config = replace(load_config(EvalConfig, "eval/pusht"), episodes=episodes, name="compare")
     results: list[tuple[str, Path, EvalResult]] = []
-    for source in policies:
+    _refuse_equal_names(policies)
+    for entry in policies:
+        source, _, sampler = entry.partition("@")
         run = _trained(source, minutes, out)
-        console.rule(f"[bold]{run.name}")
-        results.append((run.name, run, evaluate(load_policy(run), config, run / "eval" / config.name, run, console)))
+        policy, name = load_policy(run), run.name
+        if sampler:
+            solver, steps = _sampler(sampler, entry)
+            policy, name = policy.resampled(solver, steps), f"{run.name}@{sampler}"
+        console.rule(f"[bold]{name}")
+        folder = run / "eval" / f"{config.name}{name[len(run.name) :]}"
+        results.append((name, run, evaluate(policy, config, folder, run, console)))
     reference = results[0][2]
     entries = tuple(_entry(name, run, result, reference) for name, run, result in results)
     comparison = Comparison(entries, episodes)
@@ -95,9 +106,11 @@ def _trained(source: str, minutes: float, out: Path) -> Path:
     run = out / Path(source).stem
     if (run / "config.yaml").exists():
         saved = load_config(TrainConfig, run / "config.yaml")
-        if saved.policy != config.policy:
+        before = (run / "minutes").read_text() if (run / "minutes").exists() else "unknown"
+        if _fixed(saved) != _fixed(config) or before != str(minutes):
             raise KineflowError(
-                f"{run} was trained with another configuration than {source} has now; choose another --out, or remove it"
+                f"{run} was trained with another configuration or budget ({before} minutes) than asked for now "
+                f"({source}, {minutes} minutes); choose another --out, name the run folder itself, or remove it"
             )
         if (checkpoint_steps(run) or [0])[-1] < saved.steps:
             resume_run(run)
@@ -105,8 +118,30 @@ def _trained(source: str, minutes: float, out: Path) -> Path:
     console.rule(f"[bold]{source}: train for about {minutes:g} minutes")
     if not config.store.exists():
         demo_store(config.store)
-    train(fit_to_minutes(choose_threads(config), minutes), run)
+    config = fit_to_minutes(choose_threads(config), minutes)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "minutes").write_text(str(minutes))
+    train(config, run)
     return run
+
+
+def _fixed(config: TrainConfig) -> TrainConfig:
+    """The configuration without what is measured on the machine."""
+    return replace(config, steps=0, validate_every=0, checkpoint_every=0, threads=0)
+
+
+def _refuse_equal_names(policies: Sequence[str]) -> None:
+    sources = {source for entry in policies if not (Path(source := entry.partition("@")[0]) / "checkpoints").is_dir()}
+    names = [Path(source).stem for source in sources]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise KineflowError(f"two configurations are called {sorted(twice)}, so they would share a run folder; rename one")
+
+
+def _sampler(text: str, entry: str) -> tuple[SolverName, int]:
+    solver, _, steps = text.partition(":")
+    if solver not in SOLVERS or not steps.isdigit() or int(steps) < 1:
+        raise KineflowError(f"{entry}: expected NAME@SOLVER:STEPS with a solver of {sorted(SOLVERS)}, e.g. NAME@ddpm:100")
+    return solver, int(steps)  # type: ignore[return-value]
 
 
 def _entry(name: str, run: Path, result: EvalResult, reference: EvalResult) -> Entry:

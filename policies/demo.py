@@ -23,12 +23,12 @@ console = Console(stderr=True)
 
 def run_demo(run: Path, *, minutes: float, episodes: int) -> EvalResult:
     """Import, train, evaluate; returns the result, whose report.html lies below `run`/eval/."""
+    config = replace(load_config(EvalConfig, "eval/pusht"), episodes=episodes)
     console.rule("[bold]1/3  real demonstrations into an episode store")
     store = demo_store(run.parent / "data" / "pusht.eps")
     console.rule(f"[bold]2/3  train a flow-matching policy for about {minutes:g} minutes")
     _train(run, store, minutes)
     console.rule(f"[bold]3/3  {episodes} unseen starts, closed loop")
-    config = replace(load_config(EvalConfig, "eval/pusht"), episodes=episodes)
     result = evaluate(load_policy(run), config, run / "eval" / "demo", run, console)
     console.print(f"report: [bold]{result.report}[/]  (open it in a browser)", soft_wrap=True)
     return result
@@ -42,7 +42,10 @@ def demo_store(path: Path) -> Path:
         with Progress(console=console) as progress:
             task = progress.add_task("importing episodes", total=None)
             report = import_diffusion_policy_zarr(
-                demo_data(), path, lambda done, total: progress.update(task, completed=done, total=total)
+                demo_data(),
+                path,
+                lambda done, total: progress.update(task, completed=done, total=total),
+                licence="MIT (Columbia Artificial Intelligence and Robotics Lab); see datasets/assets/pusht_replay/README.md",
             )
         console.print(
             f"{path}: {report.episodes} episodes, {report.steps} steps, {report.bytes / 1e6:.1f} MB in {report.seconds:.1f} s"

@@ -12,6 +12,7 @@ import numpy as np
 from kineflow.contracts import KineflowError, to_plain
 from kineflow.policies.intervals import Estimate, Percentiles, bootstrap_interval, latency_percentiles, wilson_interval
 from kineflow.policies.running_episode import EpisodeResult
+from kineflow.policies.samplers import SolverName
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class EvalConfig:
     num_envs: int = 32
     batch: int = 32  # rows of every policy call, whatever num_envs is: see rollout.py
     threads: int = 1  # of PyTorch: fixed, because rounding depends on it, and one is never slow on a busy machine
+    solver: SolverName | None = None  # none: the checkpoint's
+    steps: int | None = None
     videos: int = 3  # spread over the ranking: 3 = best, median, worst; 0 = none
     video_size: int = 448
     fan_samples: int = 16  # chunks sampled from one observation for the report

@@ -14,7 +14,7 @@ class HubError(KineflowError):
 def download(name: str, revision: str | None) -> Path:
     """The local folder of the model `user/model`, fetched if need be; raises HubError."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(name, revision=revision, ignore_patterns=["train_state/*"]))
@@ -22,7 +22,7 @@ def download(name: str, revision: str | None) -> Path:
         raise HubError(
             f"'{name}' is neither a folder nor in the local hub cache, and the hub cannot be reached: {error}"
         ) from error
-    except (RepositoryNotFoundError, HfHubHTTPError) as error:
+    except (RepositoryNotFoundError, HfHubHTTPError, HFValidationError) as error:
         raise HubError(f"'{name}' is neither a folder nor a model on the hub: {error}") from error
 
 

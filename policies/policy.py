@@ -121,6 +121,10 @@ class PolicyNetwork(nn.Module):
         return torch.where(hidden[:, None, None], self.null_condition, condition)
 
     def _check(self, observation: Observation, request: SamplingRequest) -> None:
+        # Better refused than silently ignored: the caller believes that these steer the policy.
+        extras = {"goal": observation.goal, "instruction": observation.instruction, "prefix": request.prefix}
+        if given := [name for name, value in extras.items() if value]:
+            raise ContractError(f"this policy takes no {given[0]}, but was given one; leave it out or use another policy")
         expected = (len(request.seeds), self.config.horizons.observation, len(self.state_statistics.mean))
         if observation.state.shape != expected:
             raise ContractError(

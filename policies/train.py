@@ -18,8 +18,9 @@ from typing import Literal
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -29,7 +30,7 @@ from kineflow.contracts import KineflowError, PolicyContract
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.windows import WindowReader, WindowSampler
 from kineflow.policies.augmentation import AffineSymmetry
-from kineflow.policies.checkpoint import ChunkPolicy, checkpoint_steps, network_tensors, read_contract
+from kineflow.policies.checkpoint import ChunkPolicy, checkpoint_steps, load_weights, network_tensors, read_contract
 from kineflow.policies.ema import ExponentialMovingAverage
 from kineflow.policies.golden import golden_pair
 from kineflow.policies.optimiser import adamw, learning_rate_factor
@@ -123,8 +124,8 @@ class Trainer:
         if steps := checkpoint_steps(self.run):
             folder = self.run / "checkpoints" / f"{steps[-1]:08d}"
             self._check_same_data(folder)
-            self.network.load_state_dict(load_file(folder / "model.safetensors"))
-            self.ema.network.load_state_dict(load_file(folder / "ema.safetensors"))
+            load_weights(self.network, folder / "model.safetensors")
+            load_weights(self.ema.network, folder / "ema.safetensors")
             self.step = load_train_state(folder / "train_state", self.optimizer, self.sampler)
         metrics = self.run / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.exists() else []
@@ -136,6 +137,8 @@ class Trainer:
     def _check_same_data(self, folder: Path) -> None:
         contract, where, found = read_contract(folder), f"store {self.config.store}", self.data.dataset_hash
         contract.require(self.data.interface, where)
+        if load_config(PolicyConfig, folder / "config.yaml") != self.config.policy:
+            raise TrainError(f"{self.run}/config.yaml: its `policy` is not that of {folder}; put it back, or start a new run")
         if contract.dataset_hash != found:
             raise TrainError(
                 f"{where} holds other episodes than this run was trained on "
@@ -249,4 +252,4 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
         TextColumn("loss {task.fields[loss]:.4f}"),
     )
-    return Progress(*columns)
+    return Progress(*columns, console=Console(stderr=True))  # stdout belongs to --json

@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from kineflow.contracts import KineflowError
 from kineflow.datasets.windows import WindowSampler
+
+
+class TrainStateError(KineflowError):
+    """The training state of a checkpoint is damaged."""
 
 
 def save_train_state(folder: Path, step: int, optimizer: torch.optim.Optimizer, sampler: WindowSampler) -> None:
@@ -24,15 +30,21 @@ def save_train_state(folder: Path, step: int, optimizer: torch.optim.Optimizer, 
 
 
 def load_train_state(folder: Path, optimizer: torch.optim.Optimizer, sampler: WindowSampler) -> int:
-    """Restore in place and return the number of finished steps."""
+    """Restore in place and return the number of finished steps; raises TrainStateError for damaged or missing files."""
     state: dict[int, dict[str, Any]] = {}
-    for key, value in load_file(folder / "optimizer.safetensors").items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    saved = json.loads((folder / "state.json").read_text())
-    sampler.load_state_dict(saved["sampler"])
-    return int(saved["step"])
+    try:
+        saved = json.loads((folder / "state.json").read_text())
+        for key, value in load_file(folder / "optimizer.safetensors").items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        sampler.load_state_dict(saved["sampler"])
+        return int(saved["step"])
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise TrainStateError(
+            f"{folder}: cannot be resumed from ({type(error).__name__}: {error}); "
+            f"remove {folder.parent} to go on from the checkpoint before it"
+        ) from error
 
 
 def commit_folder(staging: Path, final: Path) -> None:

@@ -142,7 +142,12 @@ def test_checkpoint_that_does_not_fit_the_data(run: Path, tmp_path: Path, case: 
     streams = {name: Stream(np.full((3, f.vector.size), 0.5, np.float32), stamps) for name, f in interface.features.items()}
     with store.writer() as writer:
         writer.add(Episode({**streams, "action": Stream(np.ones((3, 2), np.float32), stamps)}))
-    fails(["data", "doctor", store.path, "--policy", run], capsys, str(store.path), "does not match the policy contract", *words)
+    capsys.readouterr()
+    assert main(["data", "doctor", str(store.path), "--policy", str(run), "--json"]) == 1
+    findings = [f for f in json.loads(capsys.readouterr().out) if "against policy" in f["where"]]
+    text = " ".join(f"{f['problem']}; {f['remedy']}" for f in findings)
+    assert str(store.path) in findings[0]["where"]
+    assert [w for w in words if w not in text] == []
 
 
 def test_checkpoint_that_does_not_fit_the_environment(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,6 +183,33 @@ def test_unknown_override_is_bad_usage(tmp_path: Path, capsys: pytest.CaptureFix
         main(["train", "train/pusht_flow", "--run", str(tmp_path / "r"), "--policy.head.widht", "3"])
     assert stop.value.code == 2
     assert "widht" in capsys.readouterr().err
+
+
+def test_overrides_before_the_name_are_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["eval", "--episodes", "2", "runs/demo"])
+    assert stop.value.code == 2
+    assert "kineflow eval NAME --episodes" in capsys.readouterr().err
+
+
+def test_json_is_all_there_is_on_stdout(pusht_store: Path, tmp_path: Path) -> None:
+    """A whole process: progress bars of training must not reach stdout."""
+    argv = ["train", "train/pusht_flow", "--run", tmp_path / "r", "--store", pusht_store, "--steps", "2", "--noise-samples", "1"]
+    command = [sys.executable, "-m", "kineflow.cli", *map(str, argv), "--threads", "1", "--json"]
+    assert json.loads(subprocess.run(command, capture_output=True, check=True).stdout) == {"run": str(tmp_path / "r")}
+
+
+def test_demo_checks_its_arguments_before_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(["demo", "--run", tmp_path / "d", "--episodes", "0"], capsys, "episodes")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(SystemExit):
+        main(["demo", "--minutes", "inf"])
+
+
+def test_sampler_of_an_evaluation_can_be_chosen(run: Path, tmp_path: Path) -> None:
+    short = ["--episodes", "1", "--videos", "0", "--fan-samples", "1", "--out"]
+    assert main(["eval", str(run), "--solver", "heun", "--steps", "2", *short, str(tmp_path / "e")]) == 0
+    assert json.loads((tmp_path / "e" / "manifest.json").read_text())["sampler"]["solver"] == "heun"
 
 
 def test_unknown_argument_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,6 +264,14 @@ def test_a_missing_extra_is_named() -> None:
     assert done.returncode == 2
     assert "pip install 'kineflow[train]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_contracts_need_numpy_alone() -> None:
+    """Robots and simulators with their own Python import the values without any of our other dependencies."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['jaxtyping', 'yaml', 'tyro', 'torch', 'rich'])); import kineflow.contracts"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 # --- package -----------------------------------------------------------------------------------------------------------

@@ -59,9 +59,9 @@ def _row(name: str, config: TrainConfig, run: Path, rounds: int) -> Row:
     ratio = median(a / b for a, b in zip(ours, reference))
     note = (
         f"batch {config.batch_size} x {config.noise_samples} noises, {torch.get_num_threads()} threads; "
-        "ours adds window reading, augmentation, seeding, clipping, EMA, schedule"
+        "each measurement is a block of 5 steps; ours adds windows, augmentation, noise, normalisation, clipping, EMA, schedule"
     )
-    version = f"torch {torch.__version__}: forward + backward + fused AdamW on one fixed batch"
+    version = f"torch {torch.__version__}: encoder + head forward, MSE, backward, fused AdamW on one fixed batch of drawn tensors"
     return Row(
         f"train.{name}",
         median(ours),
@@ -72,24 +72,27 @@ def _row(name: str, config: TrainConfig, run: Path, rounds: int) -> Row:
         ratio,
         f"ratio >= {REQUIRED}",
         ratio >= REQUIRED,
-        rounds * block,
+        rounds,
         note,
     )
 
 
 class _BareLoop:
-    """The network and optimiser of a trainer, fed one batch that is already a tensor."""
+    """The network and optimiser of a trainer on tensors in memory: inputs, times and targets were drawn before."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self.trainer, config = trainer, trainer.config
-        self.batch = trainer._batch(next(trainer.sampler), trainer.data.training)
-        self.samples = config.noise_samples
+        self.network, self.optimizer = trainer.network.train(), trainer.optimizer
+        self.samples = trainer.config.noise_samples
+        self.state, action, _ = trainer._batch(next(trainer.sampler), trainer.data.training)
+        self.x = torch.randn(len(action) * self.samples, *action.shape[1:])
+        self.t, self.target = torch.rand(len(self.x)), torch.randn_like(self.x)
 
     def step(self) -> None:
-        trainer = self.trainer
-        trainer.optimizer.zero_grad(set_to_none=True)
-        trainer.network.loss(*self.batch, trainer.generator, self.samples).backward()  # type: ignore[no-untyped-call]
-        trainer.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        condition = self.network.encoder(self.state).repeat(self.samples, 1, 1)
+        error = self.network.head(self.x, self.t, condition) - self.target
+        error.square().mean().backward()
+        self.optimizer.step()
 
 
 def _seconds(function: Callable[[], None], times: int) -> float:

@@ -98,8 +98,3 @@ class DiTBlock(nn.Module):
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """RMSNorm without its own gain (adaLN supplies it), then scale and shift."""
     return F.rms_norm(x, x.shape[-1:]) * (1 + scale) + shift
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Trainable parameters."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -16,7 +16,15 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from kineflow.contracts import ContractError, FeatureStatistics, KineflowError, Observation, Policy, SamplingRequest
+from kineflow.contracts import (
+    CommittedPrefix,
+    ContractError,
+    FeatureStatistics,
+    KineflowError,
+    Observation,
+    Policy,
+    SamplingRequest,
+)
 from kineflow.policies.checkpoint import CheckpointError, ChunkPolicy, load_policy
 from kineflow.policies.encoders.state import PlanarBody, State, StateFeatures
 from kineflow.policies.normaliser import Normaliser
@@ -165,6 +173,17 @@ def test_observations_that_do_not_fit_are_refused(change: Callable[[np.ndarray],
         network().predict(replace(seen, state=change(seen.state)), SamplingRequest(np.arange(2)))
 
 
+def test_what_would_be_ignored_is_refused() -> None:
+    net, seen, seeds = network(), observation(2), np.arange(2)
+    prefix = CommittedPrefix(np.zeros((2, 8, 2), np.float32), np.zeros((2, 8), np.float32), 1)
+    with pytest.raises(ContractError, match="takes no prefix"):
+        net.predict(seen, SamplingRequest(seeds, prefix=prefix))
+    with pytest.raises(ContractError, match="takes no goal"):
+        net.predict(replace(seen, goal={"point": np.zeros(2)}), SamplingRequest(seeds))
+    with pytest.raises(ContractError, match="takes no instruction"):
+        net.predict(replace(seen, instruction=("go", "go")), SamplingRequest(seeds))
+
+
 def test_missing_statistics_are_an_error() -> None:
     state, action = windows()
     raw = {"state": statistics_of(state[:, -1]), "action": statistics_of(action[:, 0])}
@@ -259,10 +278,26 @@ def test_weights_of_another_size_are_refused(trained: Path, tmp_path: Path) -> N
         load_policy(folder)
 
 
-@pytest.mark.parametrize("name", ["nowhere", "some/where/else"])
-def test_nothing_there(name: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="give a run folder, a checkpoint folder or a hub name"):
-        load_policy(tmp_path / name)
+@pytest.mark.parametrize("name", ["nowhere", "some/where/else", "./typo", "nope/", "/nonexistent", "runs/typo", "a--b/c"])
+def test_nothing_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistyped path is never looked up on the hub, and what the hub refuses as a name is one message."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(
+        KineflowError, match="is neither a folder" if name == "a--b/c" else "give a run folder, a checkpoint folder"
+    ):
+        load_policy(name)
+
+
+def test_sampler_can_be_swapped_after_training(trained: Path) -> None:
+    policy = load_policy(trained)
+    swapped = policy.resampled("heun", 3)
+    assert (swapped.contract.sampler.solver, swapped.contract.sampler.steps) == ("heun", 3)
+    seen, request = observation(2), SamplingRequest(np.arange(2))
+    assert not np.array_equal(swapped.predict(seen, request).actions, policy.predict(seen, request).actions)
+    again = policy.predict(seen, request).actions
+    assert np.array_equal(again, load_policy(trained).predict(seen, request).actions), "the original keeps its sampler"
 
 
 def test_hub_name_from_the_local_cache_offline(trained: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from kineflow.policies.ema import ExponentialMovingAverage
 from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.unet import UNet
 from kineflow.policies.objectives import MIP, Diffusion, FlowMatching, Regression
-from kineflow.policies.optimiser import learning_rate_factor
+from kineflow.policies.optimiser import adamw, learning_rate_factor
+from kineflow.policies.policy import PolicyNetwork
 from kineflow.policies.train import TrainConfig, Trainer, TrainError, resume_run, train
 from tests.policies.conftest import INTERFACE, STATE, make_store
 
@@ -193,6 +195,103 @@ def test_validation_episodes_are_not_trained_on(config: TrainConfig, tmp_path: P
     radii = [set(np.round(np.hypot(w.state[:, -1, 0], w.state[:, -1, 1]), 3)) for w in whole]
     assert len(radii[1]) == 2
     assert radii[0].isdisjoint(radii[1])
+
+
+def test_checkpoint_holds_averaged_and_live_weights(trained: Path) -> None:
+    folder = trained / "checkpoints" / "00000300"
+    averaged, live = load_file(folder / "ema.safetensors"), load_file(folder / "model.safetensors")
+    loaded = load_policy(trained).network.state_dict()
+    assert all(torch.equal(loaded[k], averaged[k]) for k in averaged)
+    assert not all(torch.equal(live[k], averaged[k]) for k in averaged)
+
+
+def test_statistics_are_of_the_training_episodes_only(config: TrainConfig, tmp_path: Path) -> None:
+    data = Trainer(config, tmp_path / "r").data
+    seen = data.training.read(np.arange(len(data.training))).state[:, -1].astype(np.float64)
+    np.testing.assert_allclose(data.statistics["state"].mean, seen.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(data.statistics["state"].std, seen.std(0), rtol=1e-6)
+    assert data.statistics["state"].count == len(seen)
+
+
+def test_training_batches_are_augmented_and_validation_batches_are_not(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(replace(config, symmetry=QUARTER_TURN), tmp_path / "r")
+    states: list[np.ndarray] = []
+    loss = PolicyNetwork.loss
+
+    def watched(self: PolicyNetwork, state: torch.Tensor, *rest: object) -> torch.Tensor:
+        states.append(state.numpy())
+        return loss(self, state, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PolicyNetwork, "loss", watched)
+    next(trainer.steps())
+    trainer.validation_loss()
+    original = [reader.read(np.arange(len(reader))).state for reader in (trainer.data.training, trainer.data.validation)]
+    known = [{row.tobytes() for row in rows} for rows in original]
+    turned = [row.tobytes() not in known[0] for row in states[0]]
+    assert 0 < sum(turned) < len(turned)
+    assert all(row.tobytes() in known[1] for rows in states[1:] for row in rows)
+
+
+def test_validation_uses_the_averaged_weights(config: TrainConfig, tmp_path: Path) -> None:
+    trainer = Trainer(config, tmp_path / "r")
+    before = trainer.validation_loss()
+    torch.nn.init.normal_(trainer.network.head.outputs.weight, std=10.0)
+    assert trainer.validation_loss() == before
+    torch.nn.init.normal_(trainer.ema.network.head.outputs.weight, std=10.0)
+    assert trainer.validation_loss() != before
+
+
+def test_gradients_are_clipped(config: TrainConfig, tmp_path: Path) -> None:
+    trainer = Trainer(replace(config, gradient_clip=1e-3), tmp_path / "r")
+    next(trainer.steps())
+    squares = [p.grad.square().sum() for p in trainer.network.parameters() if p.grad is not None]
+    assert torch.stack(squares).sum().sqrt().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_weight_decay_is_on_matrices_only() -> None:
+    layer = torch.nn.Linear(3, 3)
+    optimizer = adamw(layer, learning_rate=0.1, weight_decay=0.5)
+    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    for parameter in layer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(layer.weight.detach(), before["weight"] * (1 - 0.1 * 0.5))
+    assert torch.equal(layer.bias.detach(), before["bias"])
+
+
+def cut_weights(checkpoint: Path) -> None:
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut_weights, r"model\.safetensors: cannot be read"),
+        (
+            lambda c: (c / "train_state" / "state.json").unlink(),
+            r"train_state: cannot be resumed from .* remove .*00000010 to go on",
+        ),
+        (lambda c: (c / "train_state" / "optimizer.safetensors").write_bytes(b"x"), "train_state: cannot be resumed from"),
+    ],
+)
+def test_damaged_checkpoints_are_refused_on_resume(
+    config: TrainConfig, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    train(replace(config, steps=10), tmp_path / "r")
+    damage(tmp_path / "r" / "checkpoints" / "00000010")
+    with pytest.raises(KineflowError, match=message):
+        resume_run(tmp_path / "r")
+
+
+def test_edited_policy_is_refused_on_resume(config: TrainConfig, tmp_path: Path) -> None:
+    train(replace(config, steps=10), tmp_path / "r")
+    file = tmp_path / "r" / "config.yaml"
+    file.write_text(file.read_text().replace("token: 16", "token: 8"))
+    with pytest.raises(TrainError, match="its `policy` is not that of"):
+        resume_run(tmp_path / "r")
 
 
 def test_padded_actions_can_be_masked(config: TrainConfig, tmp_path: Path) -> None:
