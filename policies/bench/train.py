@@ -23,22 +23,20 @@ REQUIRED = 0.9
 
 
 def bench_train(*, quick: bool) -> Iterator[Row]:
-    """Quick: the demo's own configuration. Full: also U-Net and DiT heads in its place."""
+    """Quick: the demo's own configuration. Full: also the U-Net and DiT heads, batch 128, one noise per window."""
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "pusht.eps"
         import_diffusion_policy_zarr(demo_data(), store)
-        config = replace(
-            load_config(TrainConfig, "train/pusht_flow"), store=store, steps=10**9, validate_every=10**9, checkpoint_every=10**9
-        )
-        heads = (
-            {"mlp": config.policy.head}
-            if quick
-            else {"mlp": config.policy.head, "unet": UNet(channels=(64, 128, 192)), "dit": DiT(width=128, depth=4)}
+        never = 10**9
+        config = replace(load_config(TrainConfig, "train/pusht_flow"), store=store, steps=never)
+        config = replace(config, validate_every=never, checkpoint_every=never)
+        yield _row("mlp", config, Path(folder) / "mlp", rounds=8 if quick else 16)
+        small = replace(config, batch_size=128, noise_samples=1)
+        heads: dict[str, UNet | DiT] = (
+            {} if quick else {"unet": UNet(channels=(64, 128, 192)), "dit": DiT(width=128, depth=4, patch=2)}
         )
         for name, head in heads.items():
-            yield _row(
-                name, replace(config, policy=replace(config.policy, head=head)), Path(folder) / name, rounds=10 if quick else 20
-            )
+            yield _row(name, replace(small, policy=replace(config.policy, head=head)), Path(folder) / name, rounds=10)
 
 
 def _row(name: str, config: TrainConfig, run: Path, rounds: int) -> Row:
