@@ -80,13 +80,14 @@ def compare(policies: Sequence[str], *, minutes: float, episodes: int, out: Path
     config = replace(load_config(EvalConfig, "eval/pusht"), episodes=episodes, name="compare")
     results: list[tuple[str, Path, EvalResult]] = []
     _refuse_equal_names(policies)
-    for entry in policies:
+    # Before the first minute of training, not after it.
+    samplers = [_sampler(sampler, entry) if (sampler := entry.partition("@")[2]) else None for entry in policies]
+    for entry, chosen in zip(policies, samplers):
         source, _, sampler = entry.partition("@")
         run = _trained(source, minutes, out)
         policy, name = load_policy(run), run.name
-        if sampler:
-            solver, steps = _sampler(sampler, entry)
-            policy, name = policy.resampled(solver, steps), f"{run.name}@{sampler}"
+        if chosen:
+            policy, name = policy.resampled(*chosen), f"{run.name}@{sampler}"
         console.rule(f"[bold]{name}")
         folder = run / "eval" / f"{config.name}{name[len(run.name) :]}"
         results.append((name, run, evaluate(policy, config, folder, run, console)))
