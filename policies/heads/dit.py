@@ -22,23 +22,26 @@ class DiT:
     patch: int = 1
     dropout: float = 0.0
 
-    def build(self, horizon: int, action_dim: int, condition_shape: tuple[int, int]) -> DiTHead:
-        """`condition_shape` is (tokens N, features D). Raises ValueError for sizes that do not divide."""
+    def build(self, horizon: int, action_dim: int, condition_shape: tuple[int, int], two_times: bool = False) -> DiTHead:
+        """`condition_shape` is (tokens N, features D); with `two_times` the head also takes the time to jump to.
+
+        Raises ValueError for sizes that do not divide.
+        """
         if horizon % self.patch:
             raise ValueError(f"DiT.patch {self.patch} does not divide the prediction horizon {horizon}")
         if self.width % (2 * self.attention_heads):
             raise ValueError(f"DiT.width {self.width} is not a multiple of 2 * attention_heads {self.attention_heads}")
-        return DiTHead(self, action_dim, condition_shape)
+        return DiTHead(self, action_dim, condition_shape, two_times)
 
 
 class DiTHead(nn.Module):
     """`(x [B, H, A], t [B] or [B, H], condition [B, N, D]) -> [B, H, A]`; the output is zero at initialisation."""
 
-    def __init__(self, config: DiT, action_dim: int, condition_shape: tuple[int, int]) -> None:
+    def __init__(self, config: DiT, action_dim: int, condition_shape: tuple[int, int], two_times: bool = False) -> None:
         super().__init__()
         self.patch, width = config.patch, config.width
         self.action_in = nn.Linear(config.patch * action_dim, width)
-        self.time = TimeEmbedding(width)
+        self.time = TimeEmbedding(width, two_times=two_times)
         # A token whose actions have different times sees all of them.
         self.merge_times = nn.Linear(config.patch * width, width) if config.patch > 1 else nn.Identity()
         self.condition_in = nn.Linear(condition_shape[0] * condition_shape[1], width)
@@ -50,21 +53,24 @@ class DiTHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(
-        self, x: Float[Tensor, "B H A"], t: Float[Tensor, "B"] | Float[Tensor, "B H"], condition: Float[Tensor, "B N D"]
+        self,
+        x: Float[Tensor, "B H A"],
+        t: Float[Tensor, "B *per_action"],
+        condition: Float[Tensor, "B N D"],
+        end: Float[Tensor, "B *per_action"] | None = None,
     ) -> Float[Tensor, "B H A"]:
         batch, horizon, _ = x.shape
         tokens = self.action_in(x.reshape(batch, horizon // self.patch, -1))  # [B, H/P, W]
-        signal = F.silu(self._time_tokens(t, horizon) + self.condition_in(condition.flatten(1))[:, None])  # [B, 1 or H/P, W]
+        signal = F.silu(self._time_tokens(t, end, horizon) + self.condition_in(condition.flatten(1))[:, None])  # [B, 1 or H/P, W]
         for block in self.blocks:
             tokens = block(tokens, signal)
         shift, scale = self.final_modulation(signal).chunk(2, dim=-1)
         return self.action_out(modulate(tokens, shift, scale)).reshape(x.shape)  # type: ignore[no-any-return]
 
-    def _time_tokens(self, t: Tensor, horizon: int) -> Tensor:
+    def _time_tokens(self, t: Tensor, end: Tensor | None, horizon: int) -> Tensor:
+        embedded = self.time(t, end)  # [B, W] or [B, H, W]
         if t.ndim == 1:
-            embedded = self.time(t)[:, None]  # [B, 1, W]
-            return self.merge_times(embedded.repeat(1, 1, self.patch))  # type: ignore[no-any-return]
-        embedded = self.time(t)  # [B, H, W]
+            return self.merge_times(embedded[:, None].repeat(1, 1, self.patch))  # type: ignore[no-any-return]
         return self.merge_times(embedded.reshape(t.shape[0], horizon // self.patch, -1))  # type: ignore[no-any-return]
 
 

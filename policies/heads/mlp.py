@@ -21,20 +21,22 @@ class MLP:
     signal_width: int = 64
     dropout: float = 0.0
 
-    def build(self, horizon: int, action_dim: int, condition_shape: tuple[int, int]) -> MLPHead:
-        """`condition_shape` is (tokens N, features D)."""
-        return MLPHead(self, horizon, action_dim, condition_shape)
+    def build(self, horizon: int, action_dim: int, condition_shape: tuple[int, int], two_times: bool = False) -> MLPHead:
+        """`condition_shape` is (tokens N, features D); with `two_times` the head also takes the time to jump to."""
+        return MLPHead(self, horizon, action_dim, condition_shape, two_times)
 
 
 class MLPHead(nn.Module):
     """`(x [B, H, A], t [B] or [B, H], condition [B, N, D]) -> [B, H, A]`; the output is zero at initialisation."""
 
-    def __init__(self, config: MLP, horizon: int, action_dim: int, condition_shape: tuple[int, int]) -> None:
+    def __init__(
+        self, config: MLP, horizon: int, action_dim: int, condition_shape: tuple[int, int], two_times: bool = False
+    ) -> None:
         super().__init__()
         condition_dim = condition_shape[0] * condition_shape[1]
         self.action_in = nn.Linear(horizon * action_dim, config.width)
         self.condition_in = nn.Linear(condition_dim, config.width)
-        self.time = TimeEmbedding(config.signal_width)
+        self.time = TimeEmbedding(config.signal_width, two_times=two_times)
         self.merge_times = nn.Linear(horizon * config.signal_width, config.signal_width)
         self.condition_signal = nn.Linear(condition_dim, config.signal_width)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.depth))
@@ -43,10 +45,14 @@ class MLPHead(nn.Module):
         nn.init.zeros_(self.outputs.bias)
 
     def forward(
-        self, x: Float[Tensor, "B H A"], t: Float[Tensor, "B"] | Float[Tensor, "B H"], condition: Float[Tensor, "B N D"]
+        self,
+        x: Float[Tensor, "B H A"],
+        t: Float[Tensor, "B *per_action"],
+        condition: Float[Tensor, "B N D"],
+        end: Float[Tensor, "B *per_action"] | None = None,
     ) -> Float[Tensor, "B H A"]:
         given = condition.flatten(1)
-        times = time_per_action(self.time(t), x.shape[1])  # [B, H, S]
+        times = time_per_action(self.time(t, end), x.shape[1])  # [B, H, S]
         signal = F.silu(self.merge_times(times.flatten(1)) + self.condition_signal(given))
         hidden = self.action_in(x.flatten(1)) + self.condition_in(given)
         for block in self.blocks:

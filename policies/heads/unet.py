@@ -22,8 +22,11 @@ class UNet:
     groups: int = 8
     signal_width: int = 256
 
-    def build(self, horizon: int, action_dim: int, condition_shape: tuple[int, int]) -> UNetHead:
-        """`condition_shape` is (tokens N, features D). Raises ValueError for sizes that do not divide."""
+    def build(self, horizon: int, action_dim: int, condition_shape: tuple[int, int], two_times: bool = False) -> UNetHead:
+        """`condition_shape` is (tokens N, features D); with `two_times` the head also takes the time to jump to.
+
+        Raises ValueError for sizes that do not divide.
+        """
         factor = 2 ** (len(self.channels) - 1)
         if horizon % factor:
             raise ValueError(
@@ -31,16 +34,16 @@ class UNet:
             )
         if bad := [c for c in self.channels if c % self.groups]:
             raise ValueError(f"UNet.channels {bad} are not multiples of groups {self.groups}")
-        return UNetHead(self, action_dim, condition_shape)
+        return UNetHead(self, action_dim, condition_shape, two_times)
 
 
 class UNetHead(nn.Module):
     """`(x [B, H, A], t [B] or [B, H], condition [B, N, D]) -> [B, H, A]`."""
 
-    def __init__(self, config: UNet, action_dim: int, condition_shape: tuple[int, int]) -> None:
+    def __init__(self, config: UNet, action_dim: int, condition_shape: tuple[int, int], two_times: bool = False) -> None:
         super().__init__()
         widths = (action_dim, *config.channels)
-        self.time = TimeEmbedding(config.signal_width)
+        self.time = TimeEmbedding(config.signal_width, two_times=two_times)
         self.condition_in = nn.Linear(condition_shape[0] * condition_shape[1], config.signal_width)
         self.down = nn.ModuleList(_Level(a, b, config) for a, b in pairwise(widths))
         self.shrink = nn.ModuleList(nn.Conv1d(c, c, 3, stride=2, padding=1) for c in config.channels[:-1])
@@ -51,9 +54,13 @@ class UNetHead(nn.Module):
         self.out = nn.Sequential(_ConvBlock(ups[-1], ups[-1], config), nn.Conv1d(ups[-1], action_dim, 1))
 
     def forward(
-        self, x: Float[Tensor, "B H A"], t: Float[Tensor, "B"] | Float[Tensor, "B H"], condition: Float[Tensor, "B N D"]
+        self,
+        x: Float[Tensor, "B H A"],
+        t: Float[Tensor, "B *per_action"],
+        condition: Float[Tensor, "B N D"],
+        end: Float[Tensor, "B *per_action"] | None = None,
     ) -> Float[Tensor, "B H A"]:
-        signals = self._signals(t, condition)
+        signals = self._signals(t, end, condition)
         hidden, skips = x.transpose(1, 2), []
         for level, block in enumerate(self.down):
             hidden = block(hidden, signals[level])
@@ -66,9 +73,10 @@ class UNetHead(nn.Module):
             hidden = block(torch.cat([grow(hidden), skips[depth]], dim=1), signals[depth])
         return self.out(hidden).transpose(1, 2)  # type: ignore[no-any-return]
 
-    def _signals(self, t: Tensor, condition: Tensor) -> list[Tensor]:
+    def _signals(self, t: Tensor, end: Tensor | None, condition: Tensor) -> list[Tensor]:
         """One signal per level, `[B, W, 1]` or, with one time per action, `[B, W, H / 2^level]` by averaging neighbours."""
-        time = self.time(t)[:, None] if t.ndim == 1 else self.time(t)
+        embedded = self.time(t, end)
+        time = embedded[:, None] if t.ndim == 1 else embedded
         signal = (time + self.condition_in(condition.flatten(1))[:, None]).transpose(1, 2)
         signals = [signal]
         for _ in self.shrink:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kineflow.contracts import KineflowError
 from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.embedding import rotate
 from kineflow.policies.heads.mlp import MLP
@@ -73,6 +74,35 @@ class TestHeads:
         head(*inputs()).square().sum().backward()
         silent = [name for name, p in head.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
         assert silent == []
+
+
+@pytest.mark.parametrize("config", HEADS, ids=lambda c: f"{type(c).__name__}")
+class TestTwoTimes:
+    def test_a_head_that_starts_from_a_one_time_head_is_that_head(self, config: UNet | DiT | MLP) -> None:
+        one = excited(config.build(H, A, (N, D)))
+        two = config.build(H, A, (N, D), two_times=True)
+        missing, unexpected = two.load_state_dict(one.state_dict(), strict=False)
+        assert not unexpected
+        assert all(name.startswith("time.gap.") for name in missing)
+        x, t, condition = inputs()
+        for end in (None, t, torch.ones_like(t)):
+            torch.testing.assert_close(two(x, t, condition, end), one(x, t, condition), rtol=0, atol=0)
+
+    def test_a_trained_gap_matters_and_none_means_the_same_time(self, config: UNet | DiT | MLP) -> None:
+        head = excited(config.build(H, A, (N, D), two_times=True))
+        x, t, condition = inputs()
+        torch.testing.assert_close(head(x, t, condition), head(x, t, condition, t), rtol=0, atol=0)
+        assert (head(x, t, condition, (t + 1) / 2) - head(x, t, condition)).abs().max() > 1e-3
+        single = head(x, t, condition, (t + 1) / 2)
+        times = t[:, None].expand(-1, H)
+        torch.testing.assert_close(single, head(x, times, condition, (times + 1) / 2), rtol=1e-5, atol=1e-5)
+
+    def test_ordinary_heads_are_unchanged_and_refuse_a_second_time(self, config: UNet | DiT | MLP) -> None:
+        head = config.build(H, A, (N, D))
+        assert not [name for name in head.state_dict() if "gap" in name]
+        x, t, condition = inputs()
+        with pytest.raises(KineflowError, match="two_times=True"):
+            head(x, t, condition, t)
 
 
 @pytest.mark.parametrize("config", [HEADS[1], HEADS[3]], ids=["DiT", "MLP"])
