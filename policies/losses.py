@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kineflow.policies.paths import NoisePath
+from kineflow.policies.time_densities import TimeDensity as TimeDensity, TimeLaw
 
-TimeDensity = Literal["uniform", "logit_normal", "beta"]
 Weight = Float[Tensor, "B H"] | Bool[Tensor, "B H"]  # of each action in the loss; 0: padding
 Losses = Float[Tensor, "B"]
 
 
 def draw_times(
-    path: NoisePath, density: TimeDensity, like: Float[Tensor, "*shape"], generator: torch.Generator
+    path: NoisePath, law: TimeLaw | TimeDensity, like: Float[Tensor, "*shape"], generator: torch.Generator
 ) -> Float[Tensor, "*shape"]:
     """Independent times in [0, 1) with the shape, dtype and device of `like`; on a discrete path, trained levels alone."""
-    t = _density(density, like.shape, generator)
+    law = law if isinstance(law, TimeLaw) else TimeLaw(law)
+    t = 1 - law.noise_fraction(like.shape, generator)
     if path.num_steps is not None:
         t = torch.floor(t * path.num_steps).clamp(max=path.num_steps - 1) / path.num_steps
     return t.to(like).clamp(max=1 - torch.finfo(like.dtype).eps)  # rounding must not reach 1, where some targets are infinite
@@ -34,14 +33,3 @@ def row_mean(error: Float[Tensor, "B H A"], weight: Weight) -> Losses:
     """Mean over the dimensions, then over the actions with `weight`; a row without any weight gives zero."""
     weight = weight.to(error.dtype)
     return (error.mean(dim=-1) * weight).sum(dim=-1) / weight.sum(dim=-1).clamp(min=torch.finfo(error.dtype).tiny)
-
-
-def _density(name: TimeDensity, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    uniform = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
-    match name:
-        case "uniform":
-            return uniform
-        case "logit_normal":  # MeanFlow (arXiv 2505.13447): the noise fraction is sigmoid(N(-0.4, 1))
-            return torch.sigmoid(0.4 - torch.special.ndtri(uniform))
-        case "beta":  # pi0: the noise fraction is 0.999 Beta(1.5, 1) + 0.001; Beta(1.5, 1) is uniform^(2/3)
-            return 0.999 * (1 - uniform ** (2 / 3))
