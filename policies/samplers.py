@@ -1,43 +1,46 @@
-"""Solvers: from noise along a grid of lambdas to a chunk, through a Field.
+"""Solvers: from noise along a grid of lambdas to a chunk, through a Field. `SOLVERS` has them all by name.
 
-All work on the canonical state (alpha^2 + sigma^2 = 1). `lambdas` ascends from noise to data; N + 1 entries are N steps.
-A last entry of +inf means sigma = 0: that step returns the denoised chunk itself. An entry may also be per row `[B]` or
-per action `[B, H]`, `lambdas` then being `[N + 1, B]` or `[N + 1, B, H]`.
+In y = x / alpha and u = sigma / alpha every probability flow is dy/du = eps_hat, so all solvers see levels, never a schedule.
+One-step solvers are below, multistep ones in multistep.py, what they share (and the meaning of `lambdas`) in stepping.py.
+
+    solver              order  calls for N steps   draws
+    euler, ddim         1      N
+    ddpm, sde           1      N                   a chunk per step
+    ab2, dpmpp2m        2      N
+    ab3                 3      N
+    heun, midpoint      2      2 N - 1
+    rk4                 4      4 N - 3
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
 from kineflow.contracts import KineflowError
 from kineflow.policies.field import Chunk, Field, Tokens
-from kineflow.policies.paths import NoisePath, variance_preserving
+from kineflow.policies.multistep import ab2 as ab2, ab3 as ab3, dpmpp2m as dpmpp2m
+from kineflow.policies.paths import variance_preserving
+from kineflow.policies.stepping import (
+    FlowClock,
+    Grid as Grid,
+    Noise as Noise,
+    Sampler as Sampler,
+    levels_of,
+    only_final,
+    quotient,
+    spread,
+)
+from kineflow.policies.time_grids import uniform_time_grid as uniform_time_grid
 
-Grid = Float[Tensor, "N1 *per_action"]
-SolverName = Literal["euler", "ddim", "heun", "ddpm"]
-
-
-@runtime_checkable
-class Noise(Protocol):
-    """A source of standard normal chunks; each draw is fresh."""
-
-    def draw(self) -> Chunk: ...
-
-
-@runtime_checkable
-class Sampler(Protocol):
-    """One way to integrate; swappable by name in `SOLVERS`."""
-
-    def __call__(self, field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, fresh: Noise) -> Chunk:
-        """State `noise` at lambdas[0] to the state at lambdas[-1]. Only stochastic solvers draw from `fresh`."""
-        ...
+SolverName = Literal["euler", "ddim", "heun", "midpoint", "rf_solver", "rk4", "ab2", "ab3", "dpmpp2m", "ddpm", "sde"]
 
 
 def ddim(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, fresh: Noise) -> Chunk:
@@ -51,17 +54,22 @@ def ancestral(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | Non
     var = eta^2 sigma'^2 (1 - exp(2 (lambda - lambda'))). eta = 0 is DDIM; eta = 1 is DDPM (Ho et al. 2020) with its
     posterior variance ("fixed_small").
     """
-    levels, lam = _levels(lambdas, noise)
-    alpha, sigma = variance_preserving(lam)
-    std = eta * sigma[1:] * torch.sqrt(-torch.expm1(2 * (lam[:-1] - lam[1:])))
-    std = torch.where(sigma[1:] == 0, 0, std)
-    # With eps_hat = (x - alpha a_hat) / sigma a step reads x' = keep x + jump a_hat + std z.
-    keep = torch.where(sigma[:-1] == 0, 1, torch.sqrt(sigma[1:] ** 2 - std**2) / sigma[:-1])
-    jump, x = alpha[1:] - keep * alpha[:-1], noise
-    for k in range(len(keep)):
-        x = keep[k] * x + jump[k] * field(x, levels[k], condition)
-        x = x + std[k] * fresh.draw() if eta > 0 else x
-    return x
+    if not 0 <= eta <= 1:
+        raise KineflowError(f"eta is {eta:g}; it must be between 0 (DDIM) and 1 (DDPM); for more noise use sde with k above 1")
+    return _renewing(field, noise, lambdas, condition, fresh, strength=eta**2, rate=1.0)
+
+
+def sde(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, fresh: Noise, *, k: float = 1.0) -> Chunk:
+    """The marginal-preserving SDE dx = (v + e score) dt + sqrt(2 e) dW with e = k sigma Dt / alpha, for any diffusion k >= 0.
+
+    In (y, u) it is dy = (1 + k) eps_hat du plus noise of variance 2 k u |du|. With a_hat held over a step its exact solution is
+    x' = alpha' a_hat + sigma' (q eps_hat + sqrt(1 - q^2) z), q = (u' / u)^k: k = 0 is DDIM, k = 1 DDPM, and neither alpha = 0
+    nor the noiseless last step is special. A growing k takes a composed score from the law of its flow to the product of the
+    densities, and more steps with it: the noise that a step renews is 1 - q^2.
+    """
+    if not 0 <= k < float("inf"):
+        raise KineflowError(f"diffusion k is {k:g}; it must be finite and at least 0 (0: no noise, 1: the noise of DDPM)")
+    return _renewing(field, noise, lambdas, condition, fresh, strength=float(k > 0), rate=k)
 
 
 def euler(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, fresh: Noise) -> Chunk:
@@ -69,50 +77,109 @@ def euler(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, f
 
     v = (a_hat - z) / (1 - t), so a step moves z towards a_hat by the share (t' - t) / (1 - t).
     """
-    levels, lam = _levels(lambdas, noise)
-    left, norm = _condot(lam)
-    share, z = _share(left[:-1] - left[1:], left[:-1]), noise * norm[0]
+    levels, lam = levels_of(lambdas, noise)
+    clock = FlowClock.at(lam)
+    norm, share, z = clock.norm, clock.shares, noise * clock.norm[0]
     for k in range(len(share)):
         z = torch.lerp(z, field(z / norm[k], levels[k], condition), share[k])
     return z / norm[-1]
 
 
 def heun(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, fresh: Noise) -> Chunk:
-    """Heun's second-order rule on the CondOT clock: an Euler step, then the mean of the velocities at both its ends.
+    """Heun's second-order rule on the CondOT clock: an Euler step, then the mean of the velocities at both its ends."""
+    return _runge_kutta(field, noise, lambdas, condition, nodes=(1.0,), weights=(1 / 2, 1 / 2))
 
-    A step to sigma = 0 stays first order (as in EDM), so N steps take 2 N - 1 calls.
+
+def midpoint(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, fresh: Noise) -> Chunk:
+    """The explicit midpoint rule on the CondOT clock: half an Euler step, then a whole one with the velocity found there.
+
+    RF-Solver (Wang et al. 2024) is the same thing: its Taylor step z + h v + h^2 / 2 dv/dt with dv/dt = (v_middle - v) / (h / 2)
+    is z + h v_middle. On a discrete path the head is asked between its trained levels, where lambda is interpolated.
     """
-    levels, lam = _levels(lambdas, noise)
-    left, norm = _condot(lam)
-    share, back = _share(left[:-1] - left[1:], left[:-1]), _share(left[:-1] - left[1:], left[1:])
-    final, z = left[1:] == 0, noise * norm[0]
-    is_last = final.flatten(1).all(dim=1).tolist()
-    for k in range(len(share)):
-        ahead = torch.lerp(z, field(z / norm[k], levels[k], condition), share[k])
-        if not is_last[k]:
-            sample = field(ahead / norm[k + 1], levels[k + 1], condition)
-            # z + (t' - t) (v + v') / 2, with ahead = z + (t' - t) v and v' = (sample - ahead) / (1 - t')
-            ahead = torch.where(final[k], ahead, (z + torch.lerp(ahead, sample, back[k])) / 2)
+    return _runge_kutta(field, noise, lambdas, condition, nodes=(1 / 2,), weights=(0.0, 1.0))
+
+
+def rk4(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, fresh: Noise) -> Chunk:
+    """The classical fourth-order Runge-Kutta rule on the CondOT clock; it too asks between the levels of the grid."""
+    return _runge_kutta(field, noise, lambdas, condition, nodes=(1 / 2, 1 / 2, 1.0), weights=(1 / 6, 1 / 3, 1 / 3, 1 / 6))
+
+
+SOLVERS: Mapping[SolverName, Sampler] = {
+    "euler": euler,
+    "ddim": ddim,
+    "heun": heun,
+    "midpoint": midpoint,
+    "rf_solver": midpoint,  # an alias: see there
+    "rk4": rk4,
+    "ab2": ab2,
+    "ab3": ab3,
+    "dpmpp2m": dpmpp2m,
+    "ddpm": ancestral,
+    "sde": sde,
+}
+_CALLS_OF_A_STEP: Mapping[SolverName, int] = {"heun": 2, "midpoint": 2, "rf_solver": 2, "rk4": 4}
+
+
+def solver_of(name: SolverName, diffusion: float = 1.0) -> Sampler:
+    """The solver of that name; `diffusion` is the k of "sde" and means nothing to the others."""
+    return functools.partial(sde, k=diffusion) if name == "sde" else SOLVERS[name]
+
+
+def calls(solver: SolverName, steps: int) -> int:
+    """Network calls that a chunk takes on a grid of `steps` steps that ends at sigma = 0 (its last step takes one)."""
+    return (steps - 1) * _CALLS_OF_A_STEP.get(solver, 1) + 1
+
+
+def _renewing(
+    field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, fresh: Noise, strength: float, rate: float
+) -> Chunk:
+    """x' = alpha' a_hat + sigma' (sqrt(1 - new) eps_hat + sqrt(new) z); new = strength (1 - (u' / u)^(2 rate)) is renewed."""
+    levels, lam = levels_of(lambdas, noise)
+    alpha, sigma = variance_preserving(lam)
+    new = strength * -torch.expm1(2 * rate * (lam[:-1] - lam[1:])) if strength else torch.zeros_like(sigma[1:])
+    new = torch.where((sigma[1:] == 0) | (lam[1:] == lam[:-1]), 0, new)
+    std = sigma[1:] * torch.sqrt(new)
+    # With eps_hat = (x - alpha a_hat) / sigma a step reads x' = keep x + jump a_hat + std z.
+    keep = torch.where(sigma[:-1] == 0, 1, quotient(sigma[1:] * torch.sqrt(1 - new), sigma[:-1]))
+    jump, x = alpha[1:] - keep * alpha[:-1], noise
+    for k in range(len(keep)):
+        x = keep[k] * x + jump[k] * field(x, levels[k], condition)
+        x = x + std[k] * fresh.draw() if strength else x
+    return x
+
+
+def _runge_kutta(
+    field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, nodes: tuple[float, ...], weights: tuple[float, ...]
+) -> Chunk:
+    """Explicit rules in which each stage starts from the velocity of the stage before: at z + c h v for each c of `nodes`."""
+    levels, lam = levels_of(lambdas, noise)
+    clock = FlowClock.at(lam)
+    norm, share, final, h = clock.norm, clock.shares, clock.final, clock.steps
+    rate = quotient(1.0, clock.left)
+    between = [spread(_between(lambdas, c), noise) for c in nodes]
+    stages = [(c, w, stage, FlowClock.at(lam)) for c, w, (stage, lam) in zip(nodes, weights[1:], between)]
+    last, z = only_final(final), noise * norm[0]
+    for k in range(len(h)):
+        sample = field(z / norm[k], levels[k], condition)
+        ahead = torch.lerp(z, sample, share[k])
+        if not last[k]:
+            v = rate[k] * (sample - z)
+            mean = weights[0] * v
+            for c, weight, stage, at in stages:
+                middle = z + c * h[k] * v
+                v = quotient(field(middle / at.norm[k], stage[k], condition) - middle, at.left[k])
+                mean = mean + weight * v
+            ahead = torch.where(final[k], ahead, z + h[k] * mean)
         z = ahead
     return z / norm[-1]
 
 
-SOLVERS: Mapping[SolverName, Sampler] = {"euler": euler, "ddim": ddim, "heun": heun, "ddpm": ancestral}
-
-
-def uniform_time_grid(path: NoisePath, steps: int) -> Float[Tensor, "N1"]:
-    """float64 lambdas at t = 0, 1/N, ..., (N - 1)/N and +inf. On a discrete path this is the "trailing" grid.
-
-    Trailing visits trained levels only, starts at the noisiest (where x ~ N(0, 1) holds) and ends at sigma = 0; the
-    "leading" grid, default elsewhere, starts at alpha = 0.23 for 8 of 100 steps and biases every sample.
-    """
-    levels = path.num_steps
-    if steps < 1 or (levels is not None and steps > levels):
-        raise KineflowError(f"steps is {steps}; it must be at least 1" + (f" and at most {levels} on {path}" if levels else ""))
-    t = torch.arange(steps, dtype=torch.float64) / steps
-    if levels is not None:
-        t = torch.round(t * levels) / levels
-    return torch.cat([path.to_lambda(t), torch.full((1,), torch.inf, dtype=torch.float64)])
+def _between(lambdas: Tensor, share: float) -> Tensor:
+    """The level of each step at this share of its way on the CondOT clock."""
+    if share == 1:
+        return lambdas[1:]
+    t, left = (torch.lerp(level[:-1], level[1:], share) for level in (torch.sigmoid(lambdas), torch.sigmoid(-lambdas)))
+    return torch.log(t) - torch.log(left)
 
 
 @dataclass(frozen=True)
@@ -149,22 +216,3 @@ def _mixed(seed: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
     return z ^ (z >> 31)
-
-
-def _levels(lambdas: Tensor, x: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The grid in the dtype of `x`: as levels `[B]` or `[B, H]` for the Field, and with axes to broadcast over `x`."""
-    if len(lambdas) < 2 or bool((lambdas[1:] < lambdas[:-1]).any()):
-        raise KineflowError(f"a solver's lambdas must ascend from noise to data, at least two of them; got {lambdas.tolist()}")
-    grid = lambdas.to(x)
-    levels = grid[:, None].expand(-1, len(x)).contiguous() if grid.ndim == 1 else grid
-    return list(levels.unbind()), grid.reshape(grid.shape + (1,) * (x.ndim + 1 - grid.ndim))
-
-
-def _condot(lam: Tensor) -> tuple[Tensor, Tensor]:
-    """1 - t on the CondOT clock, and the norm that takes a canonical state x to z = norm x."""
-    return torch.sigmoid(-lam), torch.hypot(torch.sigmoid(lam), torch.sigmoid(-lam))
-
-
-def _share(step: Tensor, left: Tensor) -> Tensor:
-    """step / left; zero where nothing is left, because there the state is the sample already."""
-    return torch.where(left == 0, 0, step / left)

@@ -10,7 +10,20 @@ from jaxtyping import install_import_hook
 
 # Shapes and types of everything between an observation and a chunk are checked at run time in tests, and free in production.
 # Here, before anything imports these modules.
-CHECKED = ("paths", "predictions", "field", "guidance", "samplers", "losses", "regression", "objectives", "analytic", "policy")
+CHECKED = (
+    "paths",
+    "predictions",
+    "field",
+    "guidance",
+    "samplers",
+    "losses",
+    "regression",
+    "objectives",
+    "analytic",
+    "policy",
+    "observed",
+    "normaliser",
+)
 MODULES = [*(f"kineflow.policies.{name}" for name in CHECKED), "kineflow.policies.heads", "kineflow.policies.encoders"]
 install_import_hook(MODULES, "beartype.beartype")
 
