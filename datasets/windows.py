@@ -13,8 +13,8 @@ One window for each step t of each episode. With horizons observation T=2, predi
     is_pad    1    0                         is_pad         0   0    0    1    1    1    1    1
                                              value                        repeats that of step L-1
 
-Outside its episode a window repeats the nearest step and its mask says so (True: padding). All low-dimensional data stay in
-RAM and a batch is one gather: no loop over samples.
+Outside its episode a window repeats the nearest step and its mask says so (True: padding). All data stay in RAM, images as
+uint8, and a batch is one gather: no loop over samples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 
 from kineflow.contracts import Horizons, KineflowError, Window
 from kineflow.datasets.episode_store import EpisodeStore
@@ -33,16 +33,28 @@ ACTION = "action"
 class WindowReader:
     """Windows of the chosen episodes, numbered episode after episode in the order given, then step after step."""
 
-    def __init__(self, store: EpisodeStore, features: Sequence[str], horizons: Horizons, episodes: Sequence[int]) -> None:
-        """Load `features` and the actions into RAM.
+    def __init__(
+        self,
+        store: EpisodeStore,
+        features: Sequence[str],
+        horizons: Horizons,
+        episodes: Sequence[int],
+        cameras: Sequence[str] = (),
+    ) -> None:
+        """Load `features`, the images of `cameras` and the actions into RAM.
 
         Raises:
-            KineflowError: a feature that the store lacks, that has a clock of its own or holds NaN; no or unknown episodes.
+            KineflowError: a stream that the store lacks, that has a clock of its own or holds NaN; no or unknown episodes.
         """
-        if len(features) == 0 or len(episodes) == 0:
-            raise KineflowError(f"windows need a feature and an episode, got {list(features)} and {len(episodes)} episodes")
-        self._state = np.concatenate([_stream(store, name) for name in features], axis=1)
+        if len(features) + len(cameras) == 0 or len(episodes) == 0:
+            raise KineflowError(
+                f"windows need a feature or a camera, and an episode; got {list(features)}, {list(cameras)} and "
+                f"{len(episodes)} episodes"
+            )
+        state = [_stream(store, name) for name in features]
         self._action = _stream(store, ACTION)
+        self._state = np.concatenate([np.zeros((len(self._action), 0), np.float32), *state], axis=1)
+        self._images = {name: _frames(store, name, episodes) for name in cameras}
         self._past = np.arange(1 - horizons.observation, 1)
         self._future = np.arange(horizons.prediction)
         first, last = _extents(store, episodes)
@@ -54,8 +66,9 @@ class WindowReader:
     def __len__(self) -> int:
         return len(self._now)
 
-    def read(self, indices: Int64[np.ndarray, "B"]) -> Window:
-        """Windows `indices` (0 .. len - 1): state float32 [B, T, S] in the order of `features`, action float32 [B, H, A].
+    def read(self, indices: Int64[np.ndarray, "B"], *, images: bool = True) -> Window:
+        """Windows `indices` (0 .. len - 1): state float32 [B, T, S] in the order of `features`, action float32 [B, H, A],
+        images uint8 [B, T, H, W, 3] for each camera.
 
         Raises:
             IndexError: an index is out of range.
@@ -65,11 +78,13 @@ class WindowReader:
         now = self._now[indices, None]
         first, last = self._first[indices, None], self._last[indices, None]
         past, future = now + self._past, now + self._future
+        observed = np.maximum(past, first)
         return Window(
-            state=self._state[np.maximum(past, first)],
+            state=self._state[observed],
             action=self._action[np.minimum(future, last)],
             state_is_pad=past < first,
             action_is_pad=future > last,
+            images={name: frames[observed] for name, frames in self._images.items()} if images else {},
         )
 
 
@@ -156,6 +171,21 @@ def _stream(store: EpisodeStore, name: str) -> Float32[np.ndarray, "N D"]:
             f"{store.path}: '{name}' is not finite in episode {episode}, step {step}; repair or leave out the episode"
         )
     return values
+
+
+def _frames(store: EpisodeStore, camera: str, episodes: Sequence[int]) -> UInt8[np.ndarray, "N H W 3"]:
+    """Frames of the chosen episodes in the rows of the store; the other rows are never touched, so they take no memory."""
+    if camera not in store.interface.cameras:
+        raise KineflowError(
+            f"{store.path}: no camera '{camera}'; it has {sorted(store.interface.cameras)}; choose one of them or import it"
+        )
+    if store.has_own_clock(camera):
+        raise KineflowError(f"{store.path}: '{camera}' has a clock of its own; resample it to the clock of the actions at import")
+    spec, ends = store.interface.cameras[camera], np.cumsum(store.lengths)
+    frames = np.zeros((int(ends[-1]), spec.height, spec.width, 3), np.uint8)
+    for index in episodes:
+        frames[ends[index] - store.lengths[index] : ends[index]] = store.episode(index).streams[camera].values
+    return frames
 
 
 def _extents(store: EpisodeStore, episodes: Sequence[int]) -> tuple[Int64[np.ndarray, "K"], Int64[np.ndarray, "K"]]:

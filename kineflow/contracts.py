@@ -213,3 +213,4 @@ class Window:
     action: Float[np.ndarray, "B H A"]
     state_is_pad: Bool[np.ndarray, "B T"]
     action_is_pad: Bool[np.ndarray, "B H"]
+    images: Mapping[str, UInt8[np.ndarray, "B T H W 3"]] = field(default_factory=dict)

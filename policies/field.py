@@ -9,8 +9,9 @@ alpha^2 + sigma^2 = 1, so heads trained on different paths answer the same quest
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -41,6 +42,22 @@ class Field(Protocol):
     def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
         """`x` in the canonical scaling at lambda `[B]` or `[B, H]`; -inf (noise) and +inf (data) are legal."""
         ...
+
+
+Guide: TypeAlias = Callable[[Field], Field]  # guidance, constraints, rewards: what stands between a head and its solver
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """How one call of a trained objective is sampled; None means as configured."""
+
+    null_condition: NullTokens | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    guide: Guide | None = None  # wraps the head's Field after its classifier-free guidance and clip
+
+
+DEFAULT_OPTIONS = SampleOptions()
 
 
 @dataclass(frozen=True)

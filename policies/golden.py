@@ -13,7 +13,7 @@ TOLERANCE = 1e-3
 
 
 def golden_pair(network: PolicyNetwork) -> GoldenPair:
-    """The network's answer to the mean state of its training data with seed 0."""
+    """The network's answer to the mean state of its training data, and to frames of noise, with seed 0."""
     mean = np.asarray(network.state_statistics.mean, dtype=np.float32)
     state = np.tile(mean, (network.config.horizons.observation, 1))
     actions = _answer(network, state, SEED)
@@ -28,7 +28,12 @@ def golden_error(network: PolicyNetwork, golden: GoldenPair) -> float:
 
 
 def _answer(network: PolicyNetwork, state: np.ndarray, seed: int) -> np.ndarray:
-    observation = Observation(state=state[None], stamp_s=np.zeros((1, len(state))))
+    frames = np.random.default_rng(seed)  # an image is too large for a contract, the seed of one is not
+    images = {
+        name: frames.integers(0, 256, (1, len(state), camera.height, camera.width, 3), np.uint8)
+        for name, camera in sorted(network.interface.cameras.items())
+    }
+    observation = Observation(state=state[None], stamp_s=np.zeros((1, len(state))), images=images)
     chunk = network.predict(observation, SamplingRequest(seeds=np.array([seed], dtype=np.int64)))
     actions: np.ndarray = chunk.actions[0]
     return actions

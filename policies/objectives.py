@@ -20,7 +20,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from kineflow.contracts import KineflowError, SamplerSpec
-from kineflow.policies.field import Chunk, Field, Head, HeadField, NullTokens, Tokens
+from kineflow.policies.field import DEFAULT_OPTIONS, Chunk, Field, Head, HeadField, NullTokens, SampleOptions, Tokens
 from kineflow.policies.guidance import ClassifierFreeGuidance, Clip
 from kineflow.policies.losses import Losses, TimeDensity, Weight, draw_normal, draw_times, row_mean
 from kineflow.policies.paths import CondOT, Path, SquaredCos
@@ -40,16 +40,8 @@ class Objective(Protocol):
         """Each row's squared error, averaged over its actions with `weight`. `generator` draws t and eps."""
         ...
 
-    def sample(
-        self,
-        head: Head,
-        noise: RowNoise,
-        condition: Tokens | None,
-        null_condition: NullTokens | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-    ) -> Chunk:
-        """A chunk for each row of `noise`; `steps` and `guidance_scale` override the configured values."""
+    def sample(self, head: Head, noise: RowNoise, condition: Tokens | None, options: SampleOptions = DEFAULT_OPTIONS) -> Chunk:
+        """A chunk for each row of `noise`, in normalised units; `options` override the configured values."""
         ...
 
     def sampler_spec(self) -> SamplerSpec:
@@ -104,17 +96,10 @@ class FlowMatching:
             denoise = ClassifierFreeGuidance(denoise, null_condition, scale, self.guidance_interval)
         return denoise if math.isinf(self.clip) else Clip(denoise, -self.clip, self.clip)
 
-    def sample(
-        self,
-        head: Head,
-        noise: RowNoise,
-        condition: Tokens | None,
-        null_condition: NullTokens | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-    ) -> Chunk:
-        lambdas = uniform_time_grid(self.path, self.steps if steps is None else steps)
-        denoise = self.field(head, null_condition, guidance_scale)
+    def sample(self, head: Head, noise: RowNoise, condition: Tokens | None, options: SampleOptions = DEFAULT_OPTIONS) -> Chunk:
+        lambdas = uniform_time_grid(self.path, self.steps if options.steps is None else options.steps)
+        denoise = self.field(head, options.null_condition, options.guidance_scale)
+        denoise = options.guide(denoise) if options.guide else denoise
         return SOLVERS[self.solver](denoise, noise.draw(), lambdas, condition, noise)
 
     def sampler_spec(self) -> SamplerSpec:
@@ -160,16 +145,8 @@ class Diffusion:
     def field(self, head: Head, null_condition: NullTokens | None = None, guidance_scale: float | None = None) -> Field:
         return self.general.field(head, null_condition, guidance_scale)
 
-    def sample(
-        self,
-        head: Head,
-        noise: RowNoise,
-        condition: Tokens | None,
-        null_condition: NullTokens | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-    ) -> Chunk:
-        return self.general.sample(head, noise, condition, null_condition, steps, guidance_scale)
+    def sample(self, head: Head, noise: RowNoise, condition: Tokens | None, options: SampleOptions = DEFAULT_OPTIONS) -> Chunk:
+        return self.general.sample(head, noise, condition, options)
 
     def sampler_spec(self) -> SamplerSpec:
         return self.general.sampler_spec()

@@ -22,14 +22,24 @@ def state_spec(interface: Interface, features: tuple[str, ...]) -> VectorSpec:
     joined = [
         tuple(v for vector in vectors for v in getattr(vector, name)) for name in ("names", "units", "low", "high", "max_rate")
     ]
-    return VectorSpec(joined[0], joined[1], vectors[0].frame, *joined[2:])
+    frame = vectors[0].frame if vectors else ""  # a policy that only sees images has an empty state
+    return VectorSpec(joined[0], joined[1], frame, *joined[2:])
+
+
+def narrowed(offered: Interface, features: tuple[str, ...], cameras: tuple[str, ...]) -> Interface:
+    """What a policy takes of what is offered: this, not the offer, is what a robot must provide."""
+    state_spec(offered, features)
+    if missing := [c for c in cameras if c not in offered.cameras]:
+        raise ContractError(f"camera '{missing[0]}' is not offered; there are {sorted(offered.cameras)}: correct policy.cameras")
+    chosen = {name: offered.features[name] for name in features}
+    return Interface(chosen, offered.action, {name: offered.cameras[name] for name in cameras})
 
 
 def joined_statistics(statistics: Mapping[str, FeatureStatistics], features: tuple[str, ...]) -> FeatureStatistics:
     """Those of the named features side by side, in the order of `state_spec`."""
     parts = [required(statistics, f) for f in features]
     joined = [tuple(v for part in parts for v in getattr(part, name)) for name in ("mean", "std", "min", "max", "q01", "q99")]
-    return FeatureStatistics(parts[0].count, *joined)
+    return FeatureStatistics(parts[0].count if parts else 0, *joined)
 
 
 def origin_dimensions(relative_to: Sequence[str], interface: Interface, spec: VectorSpec) -> list[int]:
@@ -55,7 +65,7 @@ def required(statistics: Mapping[str, FeatureStatistics], name: str) -> FeatureS
 
 
 def training_statistics(
-    features: StateFeatures,
+    features: StateFeatures | None,
     origin: Sequence[int],
     raw: Mapping[str, FeatureStatistics],
     state: Float[np.ndarray, "N T S"],
@@ -63,10 +73,9 @@ def training_statistics(
 ) -> dict[str, FeatureStatistics]:
     """`raw` (per feature, from the store) plus those of what the network sees: encoded features and relative chunks."""
     chunk = action - state[:, -1:, list(origin)] if origin else action
-    derived = {
-        "encoded_state": statistics_of(features(torch.from_numpy(state).double()).numpy()),
-        "action_chunk": statistics_of(chunk.reshape(len(chunk), -1).astype(np.float64)),
-    }
+    derived = {"action_chunk": statistics_of(chunk.reshape(len(chunk), -1).astype(np.float64))}
+    if features is not None:
+        derived["encoded_state"] = statistics_of(features(torch.from_numpy(state).double()).numpy())
     return {**raw, **derived}
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kineflow.contracts import KineflowError, SamplerSpec
-from kineflow.policies.field import Chunk, Head, NullTokens, Tokens
+from kineflow.policies.field import DEFAULT_OPTIONS, Chunk, Head, SampleOptions, Tokens
 from kineflow.policies.losses import Losses, Weight, draw_normal, row_mean
 from kineflow.policies.samplers import RowNoise
 
@@ -23,16 +23,8 @@ class Regression:
     def loss(self, head: Head, actions: Chunk, condition: Tokens | None, generator: torch.Generator, weight: Weight) -> Losses:
         return row_mean((_first_guess(head, torch.zeros_like(actions), condition) - actions) ** 2, weight)
 
-    def sample(
-        self,
-        head: Head,
-        noise: RowNoise,
-        condition: Tokens | None,
-        null_condition: NullTokens | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-    ) -> Chunk:
-        _refuse_options("Regression", 1, steps, guidance_scale)
+    def sample(self, head: Head, noise: RowNoise, condition: Tokens | None, options: SampleOptions = DEFAULT_OPTIONS) -> Chunk:
+        refuse_options("Regression", 1, options)
         return _first_guess(head, noise.zeros(), condition)
 
     def sampler_spec(self) -> SamplerSpec:
@@ -60,16 +52,8 @@ class MIP:
         error = (first - actions) ** 2 / self.t_star + (second - actions) ** 2 / (1 - self.t_star)
         return row_mean(error, weight)
 
-    def sample(
-        self,
-        head: Head,
-        noise: RowNoise,
-        condition: Tokens | None,
-        null_condition: NullTokens | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-    ) -> Chunk:
-        _refuse_options("MIP", 2, steps, guidance_scale)
+    def sample(self, head: Head, noise: RowNoise, condition: Tokens | None, options: SampleOptions = DEFAULT_OPTIONS) -> Chunk:
+        refuse_options("MIP", 2, options)
         first = _first_guess(head, noise.zeros(), condition)
         return head(first, _constant(first, self.t_star), condition).to(first.dtype)
 
@@ -85,9 +69,11 @@ def _constant(x: Tensor, value: float) -> Tensor:
     return torch.full(x.shape[:1], value, dtype=x.dtype, device=x.device)
 
 
-def _refuse_options(name: str, calls: int, steps: int | None, guidance_scale: float | None) -> None:
-    if steps not in (None, calls) or guidance_scale not in (None, 1):
+def refuse_options(name: str, calls: int, options: SampleOptions) -> None:
+    """Raise KineflowError when `options` ask for what needs noise levels."""
+    if options.steps not in (None, calls) or options.guidance_scale not in (None, 1) or options.guide:
+        guide = ", a guide" if options.guide else ""
         raise KineflowError(
             f"{name} has no noise levels: it always takes {calls} network calls, without guidance; "
-            f"got steps={steps}, guidance_scale={guidance_scale}; leave both out"
+            f"got steps={options.steps}, guidance_scale={options.guidance_scale}{guide}; leave them out"
         )

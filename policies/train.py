@@ -12,9 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -29,42 +27,17 @@ from kineflow.config import load_config, save_config
 from kineflow.contracts import KineflowError, PolicyContract
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.windows import WindowReader, WindowSampler
-from kineflow.policies.augmentation import AffineSymmetry
 from kineflow.policies.checkpoint import ChunkPolicy, checkpoint_steps, load_weights, network_tensors, read_contract
 from kineflow.policies.ema import ExponentialMovingAverage
 from kineflow.policies.golden import golden_pair
-from kineflow.policies.optimiser import adamw, learning_rate_factor
-from kineflow.policies.policy import PolicyConfig, PolicyNetwork
+from kineflow.policies.observed import Observed
+from kineflow.policies.optimiser import adamw
+from kineflow.policies.policy import PolicyConfig, PolicyNetwork, TrainingBatch
 from kineflow.policies.policy_statistics import state_spec
 from kineflow.policies.provenance import package_versions
+from kineflow.policies.train_config import TrainConfig as TrainConfig
 from kineflow.policies.train_state import commit_folder, load_train_state, save_train_state
 from kineflow.policies.training_data import TrainingData
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """One experiment; the YAML files in configs/train/ have these fields."""
-
-    policy: PolicyConfig
-    store: Path = Path("runs/data/pusht.eps")
-    steps: int = 10_000
-    batch_size: int = 256
-    noise_samples: int = 1  # noises and times per window and step; the encoder runs once for all of them
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    warmup_steps: int = 200
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.999
-    symmetry: AffineSymmetry | None = None
-    mask_padding: bool = False  # True: actions after the end of an episode do not count in the loss
-    validation_fraction: float = 0.05
-    validate_every: int = 500
-    checkpoint_every: int = 2_000
-    log_every: int = 50
-    seed: int = 0
-    threads: int = 0  # 0: `kineflow train` measures whether one or all cores are faster
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the GPU has it
-    device: str = "auto"
 
 
 class TrainError(KineflowError):
@@ -102,11 +75,12 @@ class Trainer:
         self.device = torch.device(_device(config.device))
         self.data = TrainingData.load(EpisodeStore.open(config.store), config.policy, config.validation_fraction, config.seed)
         if config.symmetry:
-            config.symmetry.check(state_spec(self.data.interface, config.policy.features), self.data.interface.action.vector)
+            interface = self.data.interface
+            config.symmetry.check(state_spec(interface, config.policy.features), interface.action.vector, interface.cameras)
         torch.manual_seed(config.seed)  # initial weights
         self.network = PolicyNetwork(config.policy, self.data.interface, self.data.statistics).to(self.device)
-        self.ema = ExponentialMovingAverage(self.network, config.ema_decay)
-        self.optimizer = adamw(self.network, config.learning_rate, config.weight_decay)
+        self.ema = ExponentialMovingAverage(self.network, config.optimiser.ema_decay)
+        self.optimizer = adamw(self.network, config.optimiser.learning_rate, config.optimiser.weight_decay)
         self.sampler = WindowSampler(len(self.data.training), config.batch_size, config.seed)
         self.generator = torch.Generator(self.device)
 
@@ -151,7 +125,7 @@ class Trainer:
         self.network.train()
         while self.step < config.steps:
             self._seed(self.step)
-            rate = config.learning_rate * learning_rate_factor(self.step, config.warmup_steps, config.steps)
+            rate = config.optimiser.rate(self.step, config.steps)
             loss = self._update(self._batch(next(self.sampler), self.data.training, augment=True), rate)
             self.ema.update(self.step)
             self.step += 1
@@ -163,18 +137,18 @@ class Trainer:
             if self.step % config.checkpoint_every == 0 or last:
                 self.save()
 
-    def _update(self, batch: tuple[Tensor, Tensor, Tensor], rate: float) -> float:
+    def _update(self, batch: TrainingBatch, rate: float) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            loss = self.network.loss(*batch, self.generator, self.config.noise_samples)
+            loss = self.network.loss(batch, self.generator, self.config.noise_samples)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimiser.gradient_clip)
         if not torch.isfinite(norm):
             raise TrainError(
                 f"the gradient is not finite at step {self.step} (loss {float(loss.detach()):.4g}); "
-                "lower learning_rate, or look for outliers with `kineflow data doctor`"
+                "lower optimiser.learning_rate, or look for outliers with `kineflow data doctor`"
             )
         self.optimizer.step()
         return float(loss.detach())
@@ -186,17 +160,20 @@ class Trainer:
         chunks = np.array_split(np.arange(len(self.data.validation)), max(1, len(self.data.validation) // self.config.batch_size))
         network = self.ema.network
         with self._autocast():
-            losses = [float(network.loss(*self._batch(i, self.data.validation), self.generator)) * len(i) for i in chunks]
+            losses = [float(network.loss(self._batch(i, self.data.validation), self.generator)) * len(i) for i in chunks]
         return sum(losses) / len(self.data.validation)
 
-    def _batch(self, indices: np.ndarray, reader: WindowReader, *, augment: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def _batch(self, indices: np.ndarray, reader: WindowReader, *, augment: bool = False) -> TrainingBatch:
         window = reader.read(indices)
         if augment and self.config.symmetry:
             window = self.config.symmetry(window, np.random.default_rng((self.config.seed, self.step)))
         weight = ~window.action_is_pad if self.config.mask_padding else np.ones_like(window.action_is_pad)
-        arrays = (window.state, window.action, weight.astype(np.float32))
-        moved = [torch.from_numpy(a).to(self.device, non_blocking=True) for a in arrays]
-        return moved[0], moved[1], moved[2]
+        images = {name: self._moved(frames) for name, frames in window.images.items()}
+        seen = Observed(self._moved(window.state), images)
+        return TrainingBatch(seen, self._moved(window.action), self._moved(weight.astype(np.float32)))
+
+    def _moved(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def policy(self) -> ChunkPolicy:
         """The averaged weights with their contract."""

@@ -10,7 +10,7 @@ from kineflow.contracts import FeatureStatistics, Interface
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.windows import WindowReader, split_episodes
 from kineflow.policies.policy import PolicyConfig
-from kineflow.policies.policy_statistics import state_spec
+from kineflow.policies.policy_statistics import narrowed
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,12 @@ class TrainingData:
     @classmethod
     def load(cls, store: EpisodeStore, policy: PolicyConfig, validation_fraction: float, seed: int) -> TrainingData:
         """Split the episodes of `store` by `seed`; raises KineflowError when a feature is missing or not finite."""
-        interface = needed_interface(policy, store.interface)
+        interface = narrowed(store.interface, policy.features, policy.cameras)
         chosen, held_out = (split.tolist() for split in split_episodes(store.num_episodes, validation_fraction, seed))
-        training = WindowReader(store, policy.features, policy.horizons, chosen)
-        validation = WindowReader(store, policy.features, policy.horizons, held_out)
-        whole, raw = training.read(np.arange(len(training))), store.statistics(chosen)
+        training, validation = (
+            WindowReader(store, policy.features, policy.horizons, split, policy.cameras) for split in (chosen, held_out)
+        )
+        whole, raw = training.read(np.arange(len(training)), images=False), store.statistics(chosen)
         kept = {name: raw[name] for name in (*policy.features, "action")}
         statistics = policy.statistics(interface, kept, whole.state, whole.action)
         return cls(training, validation, interface, statistics, store.fingerprint())
-
-
-def needed_interface(policy: PolicyConfig, offered: Interface) -> Interface:
-    """What the policy takes of what the store offers: this, not the store, is what a robot must provide."""
-    state_spec(offered, policy.features)
-    return Interface({name: offered.features[name] for name in policy.features}, offered.action)

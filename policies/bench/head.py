@@ -14,6 +14,7 @@ from kineflow.policies.encoders.state import State
 from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.unet import UNet
 from kineflow.policies.objectives import FlowMatching
+from kineflow.policies.observed import Observed
 from kineflow.policies.policy import PolicyConfig, PolicyNetwork
 
 HEADS: dict[str, DiT | UNet] = {
@@ -45,14 +46,14 @@ def _rows(name: str, threads: int, n: int) -> Iterator[Row]:
     millions = sum(p.numel() for p in network.head.parameters()) / 1e6
     horizons, spec = network.config.horizons, network.interface.features["state"].vector
     state = np.random.default_rng(0).uniform(0, 500, (1, horizons.observation, spec.size)).astype(np.float32)
-    observation, tensor = Observation(state, np.zeros((1, horizons.observation))), torch.from_numpy(state)
+    observation, seen = Observation(state, np.zeros((1, horizons.observation))), Observed(torch.from_numpy(state), {})
     x, t = torch.randn(1, horizons.prediction, network.action_dim), torch.full((1,), 0.5)
     for steps in STEPS:
         request = SamplingRequest(np.zeros(1, np.int64), steps=steps)
 
         @torch.no_grad()
         def plain(steps: int = steps) -> None:
-            condition = network.encoder(tensor)
+            condition = network.encoder(seen)
             for _ in range(steps):
                 network.head(x, t, condition)
 

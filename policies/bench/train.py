@@ -81,13 +81,14 @@ class _BareLoop:
     def __init__(self, trainer: Trainer) -> None:
         self.network, self.optimizer = trainer.network.train(), trainer.optimizer
         self.samples = trainer.config.noise_samples
-        self.state, action, _ = trainer._batch(next(trainer.sampler), trainer.data.training)
-        self.x = torch.randn(len(action) * self.samples, *action.shape[1:])
+        batch = trainer._batch(next(trainer.sampler), trainer.data.training)
+        self.observed = batch.observed
+        self.x = torch.randn(len(batch.action) * self.samples, *batch.action.shape[1:])
         self.t, self.target = torch.rand(len(self.x)), torch.randn_like(self.x)
 
     def step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        condition = self.network.encoder(self.state).repeat(self.samples, 1, 1)
+        condition = self.network.encoder(self.observed).repeat(self.samples, 1, 1)
         error = self.network.head(self.x, self.t, condition) - self.target
         error.square().mean().backward()
         self.optimizer.step()

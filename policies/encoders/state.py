@@ -6,6 +6,7 @@ corner of a body is. Both are one line of mathematics, so `StateFeatures` does t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kineflow.contracts import VectorSpec
+from kineflow.contracts import CameraSpec, VectorSpec
+from kineflow.policies.observed import Observed
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,17 @@ class State:
     observers: tuple[tuple[str, str], ...] = ()
     periods: tuple[float, ...] = ()
 
-    def build(self, spec: VectorSpec, observation_horizon: int) -> StateEncoder:
+    def geometry(self, spec: VectorSpec, observation_horizon: int) -> StateFeatures:
         """Raises ValueError when a named dimension is not in `spec`."""
-        return StateEncoder(self, StateFeatures(self, spec, observation_horizon))
+        if spec.size == 0:
+            raise ValueError("a State encoder needs at least one feature in policy.features; for images alone use kind: Vision")
+        return StateFeatures(self, spec, observation_horizon)
+
+    def build(self, spec: VectorSpec, observation_horizon: int, cameras: Mapping[str, CameraSpec]) -> StateEncoder:
+        """Raises ValueError for unknown dimensions, or when there are cameras that it would ignore."""
+        if cameras:
+            raise ValueError(f"policy.cameras names {sorted(cameras)}, but a State encoder sees no images; use kind: Vision")
+        return StateEncoder(self, self.geometry(spec, observation_horizon))
 
 
 class StateFeatures:
@@ -99,18 +109,23 @@ class StateEncoder(nn.Module):
         self.register_buffer("mean", torch.zeros(features.size), persistent=False)
         self.register_buffer("std", torch.ones(features.size), persistent=False)
         self.inputs = nn.Linear(features.size, config.width)
-        self.blocks = nn.ModuleList(_Block(config.width, config.dropout) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(ResidualBlock(config.width, config.dropout) for _ in range(config.depth))
         self.token = nn.Linear(config.width, config.token)
         self.token_shape = (1, config.token)
 
-    def forward(self, state: Float[Tensor, "B T S"]) -> Float[Tensor, "B 1 D"]:
-        hidden = self.inputs((self.features(state) - self.mean) / self.std)
+    def standardise(self, mean: Float[Tensor, "F"], std: Float[Tensor, "F"]) -> None:
+        """Take the statistics of the geometry features over the training split."""
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def forward(self, observed: Observed) -> Float[Tensor, "B 1 D"]:
+        hidden = self.inputs((self.features(observed.state) - self.mean) / self.std)
         for block in self.blocks:
             hidden = block(hidden)
         return self.token(F.rms_norm(hidden, hidden.shape[-1:]))[:, None]  # type: ignore[no-any-return]
 
 
-class _Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Pre-norm residual MLP block; zero at initialisation."""
 
     def __init__(self, width: int, dropout: float) -> None:

@@ -90,8 +90,8 @@ def test_indices_out_of_range_are_refused(store: EpisodeStore, index: int) -> No
     ("features", "episodes", "message"),
     [
         (["poze"], [0], r"no feature 'poze'; it has \['force', 'pose'\]"),
-        ([], [0], "a feature and an episode"),
-        (["pose"], [], "a feature and an episode"),
+        ([], [0], "a feature or a camera, and an episode"),
+        (["pose"], [], "a feature or a camera, and an episode"),
         (["pose"], [5], r"not all in 0 \.\. 4"),
         (["pose"], [-1], r"not all in 0 \.\. 4"),
     ],

@@ -13,6 +13,7 @@ from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.policies.encoders.state import PlanarBody, State
 from kineflow.policies.heads.mlp import MLP
 from kineflow.policies.objectives import FlowMatching
+from kineflow.policies.optimiser import Optimiser
 from kineflow.policies.policy import PolicyConfig
 from kineflow.policies.train import TrainConfig
 
@@ -57,7 +58,7 @@ def config(store_path: Path) -> TrainConfig:
         store=store_path,
         steps=60,
         batch_size=32,
-        warmup_steps=5,
+        optimiser=Optimiser(warmup_steps=5),
         validation_fraction=0.25,
         validate_every=20,
         checkpoint_every=10,
@@ -73,7 +74,11 @@ def trained(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     run = tmp_path_factory.mktemp("run") / "circles"
     base = TrainConfig(
-        policy=POLICY, store=store_path, steps=300, batch_size=64, learning_rate=3e-3, warmup_steps=20, ema_decay=0.98
+        policy=POLICY,
+        store=store_path,
+        steps=300,
+        batch_size=64,
+        optimiser=Optimiser(learning_rate=3e-3, warmup_steps=20, ema_decay=0.98),
     )
     train(replace(base, validate_every=100, checkpoint_every=150, log_every=10, validation_fraction=0.25, threads=1), run)
     return run

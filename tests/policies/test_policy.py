@@ -29,7 +29,8 @@ from kineflow.policies.checkpoint import CheckpointError, ChunkPolicy, load_poli
 from kineflow.policies.encoders.state import PlanarBody, State, StateFeatures
 from kineflow.policies.normaliser import Normaliser
 from kineflow.policies.objectives import FlowMatching
-from kineflow.policies.policy import PolicyConfig, PolicyNetwork
+from kineflow.policies.observed import Observed
+from kineflow.policies.policy import PolicyConfig, PolicyNetwork, TrainingBatch
 from kineflow.policies.policy_statistics import statistics_of
 from tests.policies.conftest import INTERFACE, POLICY, STATE
 
@@ -103,11 +104,12 @@ def test_normaliser_by_hand(scaling: str, expected: float) -> None:
 
 
 @pytest.mark.parametrize("relative", [(), ("x", "y")])
-@pytest.mark.parametrize("scaling", ["gaussian", "range", "quantile"])
+@pytest.mark.parametrize("scaling", ["gaussian", "range", "quantile", "isotropic"])
 def test_actions_survive_network_units(relative: tuple[str, ...], scaling: str) -> None:
     net = network(replace(POLICY, relative_to=relative, action_scaling=scaling))  # type: ignore[arg-type]
     state, action = (torch.from_numpy(a) for a in windows())
-    torch.testing.assert_close(net.restore(net.normalise(action, state), state), action, atol=1e-5, rtol=1e-5)
+    units = net.units(Observed(state, {}))
+    torch.testing.assert_close(units.restore(units.normalise(action)), action, atol=1e-5, rtol=1e-5)
 
 
 def test_relative_chunks_are_translation_invariant() -> None:
@@ -116,7 +118,8 @@ def test_relative_chunks_are_translation_invariant() -> None:
     shift = torch.tensor([0.7, -0.3])
     moved = state.clone()
     moved[..., :2] += shift
-    torch.testing.assert_close(net.normalise(action + shift, moved), net.normalise(action, state), atol=1e-5, rtol=1e-5)
+    here, there = (net.units(Observed(s, {})) for s in (state, moved))
+    torch.testing.assert_close(there.normalise(action + shift), here.normalise(action), atol=1e-5, rtol=1e-5)
 
 
 def test_relative_to_something_that_is_not_there() -> None:
@@ -163,7 +166,7 @@ def test_steps_and_guidance_can_be_chosen_per_request() -> None:
     ("change", "message"),
     [
         (lambda s: s[:, :1], r"has shape \(2, 1, 3\), the policy needs \(2, 2, 3\)"),
-        (lambda s: s[:1], r"has shape \(1, 2, 3\), the policy needs \(2, 2, 3\)"),
+        (lambda s: s[:1], r"2 seeds for 1 observations; give one seed per row"),
         (lambda s: np.where(np.arange(3) == 1, np.nan, s), r"observation.state\[0, 0, 1\] is nan"),
     ],
 )
@@ -194,7 +197,8 @@ def test_missing_statistics_are_an_error() -> None:
 def test_hidden_conditions_train_the_null_condition() -> None:
     net = network(replace(POLICY, objective=FlowMatching(condition_dropout=0.5)))
     state, action = (torch.from_numpy(a) for a in windows())
-    net.loss(state, action, torch.ones(64, 8), torch.Generator().manual_seed(0), noise_samples=2).backward()
+    batch = TrainingBatch(Observed(state, {}), action, torch.ones(64, 8))
+    net.loss(batch, torch.Generator().manual_seed(0), noise_samples=2).backward()
     assert net.null_condition is not None
     assert net.null_condition.grad is not None
     assert net.null_condition.grad.abs().max() > 0

@@ -27,8 +27,8 @@ from kineflow.policies.ema import ExponentialMovingAverage
 from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.unet import UNet
 from kineflow.policies.objectives import MIP, Diffusion, FlowMatching, Regression
-from kineflow.policies.optimiser import adamw, learning_rate_factor
-from kineflow.policies.policy import PolicyNetwork
+from kineflow.policies.optimiser import Optimiser, adamw
+from kineflow.policies.policy import PolicyNetwork, TrainingBatch
 from kineflow.policies.train import TrainConfig, Trainer, TrainError, resume_run, train
 from tests.policies.conftest import INTERFACE, STATE, make_store
 
@@ -154,7 +154,7 @@ def test_unknown_feature_is_refused(config: TrainConfig, tmp_path: Path) -> None
 
 def test_diverging_training_stops(config: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="gradient is not finite at step"):
-        train(replace(config, learning_rate=1e30, warmup_steps=0, gradient_clip=1e30), tmp_path / "r")
+        train(replace(config, optimiser=Optimiser(learning_rate=1e30, warmup_steps=0, gradient_clip=1e30)), tmp_path / "r")
 
 
 HEADS = [UNet(channels=(8, 16), groups=4, signal_width=16), DiT(width=16, depth=1, attention_heads=2)]
@@ -220,9 +220,9 @@ def test_training_batches_are_augmented_and_validation_batches_are_not(
     states: list[np.ndarray] = []
     loss = PolicyNetwork.loss
 
-    def watched(self: PolicyNetwork, state: torch.Tensor, *rest: object) -> torch.Tensor:
-        states.append(state.numpy())
-        return loss(self, state, *rest)  # type: ignore[arg-type]
+    def watched(self: PolicyNetwork, batch: TrainingBatch, *rest: object) -> torch.Tensor:
+        states.append(batch.observed.state.numpy())
+        return loss(self, batch, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(PolicyNetwork, "loss", watched)
     next(trainer.steps())
@@ -244,7 +244,7 @@ def test_validation_uses_the_averaged_weights(config: TrainConfig, tmp_path: Pat
 
 
 def test_gradients_are_clipped(config: TrainConfig, tmp_path: Path) -> None:
-    trainer = Trainer(replace(config, gradient_clip=1e-3), tmp_path / "r")
+    trainer = Trainer(replace(config, optimiser=Optimiser(gradient_clip=1e-3)), tmp_path / "r")
     next(trainer.steps())
     squares = [p.grad.square().sum() for p in trainer.network.parameters() if p.grad is not None]
     assert torch.stack(squares).sum().sqrt().item() == pytest.approx(1e-3, rel=1e-2)
@@ -299,23 +299,23 @@ def test_padded_actions_can_be_masked(config: TrainConfig, tmp_path: Path) -> No
     trainer = Trainer(replace(config, mask_padding=True), tmp_path / "r")
     window = trainer.data.training.read(np.array([29]))
     assert window.action_is_pad.sum() == 7
-    state, action, weight = trainer._batch(np.array([29]), trainer.data.training)
+    batch = trainer._batch(np.array([29]), trainer.data.training)
     torch.nn.init.normal_(trainer.network.head.outputs.weight)
 
     def loss(action: torch.Tensor) -> float:
-        return float(trainer.network.loss(state, action, weight, torch.Generator().manual_seed(0)).detach())
+        return float(trainer.network.loss(replace(batch, action=action), torch.Generator().manual_seed(0)).detach())
 
-    changed_pad, changed_real = action.clone(), action.clone()
+    changed_pad, changed_real = batch.action.clone(), batch.action.clone()
     changed_pad[:, 1:] += 1e-3
     changed_real[:, 0] += 1
     # The noised input of padded steps does change; with weights zero only the real step is compared.
-    assert weight[0].tolist() == [1.0] + [0.0] * 7
-    assert loss(changed_pad) == pytest.approx(loss(action), rel=1e-2)
-    assert loss(changed_real) != pytest.approx(loss(action), rel=1e-2)
+    assert batch.weight[0].tolist() == [1.0] + [0.0] * 7
+    assert loss(changed_pad) == pytest.approx(loss(batch.action), rel=1e-2)
+    assert loss(changed_real) != pytest.approx(loss(batch.action), rel=1e-2)
 
 
 def test_learning_rate_warms_up_and_anneals() -> None:
-    factors = [learning_rate_factor(step, 10, 110) for step in range(111)]
+    factors = [Optimiser(learning_rate=1.0, warmup_steps=10).rate(step, 110) for step in range(111)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9:11] == pytest.approx([1.0, 1.0])
     assert factors[60] == pytest.approx(0.5)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
@@ -15,7 +15,8 @@ import torch
 from kineflow.config import from_plain, to_plain_config
 from kineflow.contracts import KineflowError
 from kineflow.policies.analytic import Mixture, MixtureHead
-from kineflow.policies.losses import TimeDensity, draw_times, row_mean
+from kineflow.policies.field import Field, SampleOptions
+from kineflow.policies.losses import draw_times, row_mean
 from kineflow.policies.objectives import MIP, Diffusion, FlowMatching, ObjectiveConfig, Regression
 from kineflow.policies.paths import CondOT, ContinuousSquaredCos, Cosine, Path, SquaredCos, VarianceExploding, VPLinear
 from kineflow.policies.predictions import Prediction
@@ -152,8 +153,8 @@ def test_the_generator_is_the_only_randomness(objective: ObjectiveConfig) -> Non
     assert torch.equal(noise[0][1:], alone)
 
 
-@pytest.mark.parametrize("density", get_args(TimeDensity))
-def test_time_densities(density: TimeDensity) -> None:
+@pytest.mark.parametrize("density", ["uniform", "logit_normal", "beta"])
+def test_time_densities(density: Literal["uniform", "logit_normal", "beta"]) -> None:
     """Mean and median of the noise fraction 1 - t: uniform; sigmoid(N(-.4, 1)); .999 Beta(1.5, 1) + .001."""
     t = draw_times(CondOT(), density, torch.zeros(200_000, dtype=DOUBLE), generator())
     noise = 1 - t
@@ -213,12 +214,29 @@ def test_steps_and_guidance_can_be_overridden() -> None:
     objective = FlowMatching(steps=4, condition_dropout=0.1)
     condition = torch.ones(2, 1, 1)
     noise = [RowNoise(np.arange(2), (4, 2)) for _ in range(3)]
-    objective.sample(head, noise[0], condition, null, steps=7)
+    objective.sample(head, noise[0], condition, SampleOptions(null, steps=7))
     assert len(head.seen) == 7
-    plain = objective.sample(head, noise[1], condition, null)
-    guided = objective.sample(head, noise[2], condition, null, guidance_scale=3.0)
+    plain = objective.sample(head, noise[1], condition, SampleOptions(null))
+    guided = objective.sample(head, noise[2], condition, SampleOptions(null, guidance_scale=3.0))
     assert head.seen[-1][0].shape[0] == 4
     torch.testing.assert_close(guided - plain, torch.full_like(plain, 2.0), rtol=1e-5, atol=1e-5)  # velocity 1 -> 3, for t = 0..1
+
+
+def test_a_guide_stands_between_the_head_and_its_solver() -> None:
+    """The guide sees the clipped denoised chunk, and the solver integrates what the guide says: here it ends at 7."""
+    seen: list[float] = []
+
+    def guide(field: Field) -> Field:
+        def to_seven(x: torch.Tensor, lam: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+            seen.append(field(x, lam, condition).abs().max().item())
+            return torch.full_like(x, 7.0)
+
+        return to_seven
+
+    noise = RowNoise(np.arange(3), (4, 2))
+    sampled = Diffusion(steps=5).sample(lambda x, t, c: 100 * x, noise, None, SampleOptions(guide=guide))
+    assert (sampled == 7).all()
+    assert seen == [1.0] * 5
 
 
 def test_guidance_without_a_null_condition_is_refused() -> None:
@@ -229,11 +247,11 @@ def test_guidance_without_a_null_condition_is_refused() -> None:
 @pytest.mark.parametrize(("objective", "calls"), [(Regression(), 1), (MIP(), 2)])
 def test_baselines_refuse_what_they_cannot_do(objective: Regression | MIP, calls: int) -> None:
     head, noise = Recorder(lambda x, t, c: x + 1), RowNoise(np.arange(2), (4, 2))
-    objective.sample(head, noise, None, steps=calls, guidance_scale=1.0)
+    objective.sample(head, noise, None, SampleOptions(steps=calls, guidance_scale=1.0))
     assert len(head.seen) == calls
-    for options in ({"steps": 5}, {"guidance_scale": 2.0}):
+    for options in (SampleOptions(steps=5), SampleOptions(guidance_scale=2.0), SampleOptions(guide=lambda field: field)):
         with pytest.raises(KineflowError, match=f"always takes {calls} network calls"):
-            objective.sample(head, noise, None, **options)  # type: ignore[arg-type]
+            objective.sample(head, noise, None, options)
 
 
 def test_regression_by_hand() -> None:
