@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kineflow.policies.paths import NoisePath
+from kineflow.policies.paths import NoisePath, PathPoint
+from kineflow.policies.predictions import Prediction, from_denoised, to_denoised
 from kineflow.policies.time_densities import TimeDensity as TimeDensity, TimeLaw
 
 Weight = Float[Tensor, "B H"] | Bool[Tensor, "B H"]  # of each action in the loss; 0: padding
@@ -33,3 +34,14 @@ def row_mean(error: Float[Tensor, "B H A"], weight: Weight) -> Losses:
     """Mean over the dimensions, then over the actions with `weight`; a row without any weight gives zero."""
     weight = weight.to(error.dtype)
     return (error.mean(dim=-1) * weight).sum(dim=-1) / weight.sum(dim=-1).clamp(min=torch.finfo(error.dtype).tiny)
+
+
+def exchange_rate(prediction: Prediction, loss_space: Prediction, point: PathPoint, floor: float) -> Float[Tensor, "B *level"]:
+    """An error of 1 in what the head predicts, seen in `loss_space`: 1 / (1 - t) for sample and velocity on CondOT.
+
+    Its size is held below 1 / `floor`: there 1 - t becomes max(1 - t, floor), as in RiT. Conversions are affine in what the
+    head says, so this rate times the error is the error in `loss_space`, without the cancellation of converting both.
+    """
+    error, nothing = torch.ones_like(point.alpha), torch.zeros_like(point.alpha)
+    rate = from_denoised(loss_space, to_denoised(prediction, error, nothing, point), point)
+    return rate if floor == 0 else rate.clamp(-1 / floor, 1 / floor)

@@ -20,13 +20,15 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from kineflow.contracts import KineflowError, SamplerSpec
-from kineflow.policies.field import DEFAULT_OPTIONS, Chunk, Field, Head, HeadField, NullTokens, SampleOptions, Tokens
+from kineflow.policies.couplings import Coupling, coupled
+from kineflow.policies.field import DEFAULT_OPTIONS, Chunk, Field, Head, HeadField, Level, NullTokens, SampleOptions, Tokens
 from kineflow.policies.guidance import ClassifierFreeGuidance, Clip
-from kineflow.policies.losses import Losses, TimeDensity, Weight, draw_normal, draw_times, row_mean
+from kineflow.policies.losses import Losses, TimeDensity, Weight, draw_normal, draw_times, exchange_rate, row_mean
 from kineflow.policies.paths import CondOT, Path, SquaredCos
-from kineflow.policies.predictions import Denoised, Prediction, from_denoised, network_input, to_denoised
+from kineflow.policies.predictions import Denoised, Prediction, from_denoised, network_input
 from kineflow.policies.regression import MIP as MIP, Regression as Regression
 from kineflow.policies.samplers import SOLVERS, RowNoise, SolverName, uniform_time_grid
+from kineflow.policies.time_densities import TimeLaw
 
 
 @runtime_checkable
@@ -57,8 +59,12 @@ class FlowMatching:
     path: Path = field(default_factory=CondOT)
     prediction: Prediction = "velocity"
     loss_space: Prediction = "velocity"
+    t_eps: float = 0.05  # where the spaces differ: the least 1 - t that the loss of a sample head divides by
     time_density: TimeDensity = "uniform"
+    time_parameters: tuple[float, float] | None = None  # beta: a, b; logit_normal: mean, std; None: those of pi0 and MeanFlow
+    time_shift: float = 1.0  # above 1: more noise, see TimeLaw
     per_action_time: bool = False  # a time for each action [B, H] instead of one for the row [B]
+    coupling: Coupling = "independent"
     condition_dropout: float = 0.0
     solver: SolverName = "euler"
     steps: int = 10
@@ -68,6 +74,9 @@ class FlowMatching:
 
     def __post_init__(self) -> None:
         uniform_time_grid(self.path, self.steps)  # refuses impossible step counts here, not after hours of training
+        _ = self.times  # for its checks
+        if not 0 <= self.t_eps < 1:
+            raise KineflowError(f"t_eps is {self.t_eps:g}; it is a time, at least 0 (no bound) and below 1")
         if not 0 <= self.condition_dropout < 1:
             raise KineflowError(f"condition_dropout is {self.condition_dropout:g}; it is a probability below 1")
         if self.guidance_scale != 1 and self.condition_dropout == 0:
@@ -77,14 +86,23 @@ class FlowMatching:
 
     def loss(self, head: Head, actions: Chunk, condition: Tokens | None, generator: torch.Generator, weight: Weight) -> Losses:
         timed = actions[:, :, 0] if self.per_action_time else actions[:, 0, 0]
-        t = draw_times(self.path, self.time_density, timed, generator)
-        truth = Denoised(sample=actions, noise=draw_normal(actions, generator))
-        point = self.path.at(t).over(actions)
+        t = draw_times(self.path, self.times, timed, generator)
+        noise = coupled(self.coupling, draw_normal(actions, generator), actions, condition, weight)
+        return self.regress(head, Denoised(actions, noise), t, condition, weight)
+
+    def regress(self, head: Head, truth: Denoised, t: Level, condition: Tokens | None, weight: Weight) -> Losses:
+        """The loss at times `t` of given pairs of chunk and noise: `loss` draws them, a teacher's ODE may tie them (reflow)."""
+        point = self.path.at(t).over(truth.sample)
         x = point.alpha * truth.sample + point.sigma * truth.noise
         answer = head(network_input(self.prediction, x, point), t, condition).to(x.dtype)
+        error = answer - from_denoised(self.prediction, truth, point)
         if self.loss_space != self.prediction:
-            answer = from_denoised(self.loss_space, to_denoised(self.prediction, answer, x, point), point)
-        return row_mean((answer - from_denoised(self.loss_space, truth, point)) ** 2, weight)
+            error = error * exchange_rate(self.prediction, self.loss_space, point, self.t_eps)
+        return row_mean(error**2, weight)
+
+    @property
+    def times(self) -> TimeLaw:
+        return TimeLaw(self.time_density, self.time_parameters, self.time_shift)
 
     def field(self, head: Head, null_condition: NullTokens | None = None, guidance_scale: float | None = None) -> Field:
         """The trained head as a Field, guided and clipped: what solvers integrate and composition mixes."""
