@@ -30,7 +30,7 @@ class Vision:
     width `token`, which must be that of `state` when the policy has features.
     """
 
-    channels: tuple[int, ...] = (16, 32, 64)
+    channels: tuple[int, ...] = (24, 48)
     token: int = 256
     depth: int = 2
     shift: int = 4
@@ -65,8 +65,8 @@ class VisionEncoder(nn.Module):
             {name: CameraEncoder(config, observation_horizon, cameras[name]) for name in sorted(cameras)}
         )
         self.state = config.state.build(spec, observation_horizon, {}) if spec.size else None
-        camera_tokens = sum(encoder.tokens for encoder in self.cameras.values())
-        self.token_shape = (int(camera_tokens) + (self.state is not None), config.token)
+        tokens = [encoder.tokens for encoder in self.cameras.values()]
+        self.token_shape = (sum(map(int, tokens)) + (self.state is not None), config.token)
 
     def standardise(self, mean: Float[Tensor, "F"], std: Float[Tensor, "F"]) -> None:
         """Take the statistics of the state's geometry features; images need none."""
@@ -84,7 +84,7 @@ class VisionEncoder(nn.Module):
 
 
 class CameraEncoder(nn.Module):
-    """One camera's stacked frames `[B, 3 T, H, W]` in [-1, 1] to tokens `[B, N, D]`."""
+    """One camera's stacked frames `[B, 3 T, H, W]` to tokens `[B, N, D]`."""
 
     def __init__(self, config: Vision, observation_horizon: int, camera: CameraSpec) -> None:
         super().__init__()
@@ -100,8 +100,9 @@ class CameraEncoder(nn.Module):
         self.position = None if self.pool else nn.Parameter(0.02 * torch.randn(1, height * width, config.token))
         self.blocks = nn.ModuleList(ResidualBlock(config.token, 0.0) for _ in range(config.depth))
 
-    def forward(self, frames: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        cells = self.stages(self.stem(frames.contiguous(memory_format=torch.channels_last)))
+    def forward(self, frames: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
+        pixels = frames.contiguous(memory_format=torch.channels_last).float() / 127.5 - 1  # in [-1, 1]
+        cells = self.stages(self.stem(pixels))
         tokens: Tensor = self.token(self.pool(cells)[:, None] if self.pool else cells.flatten(2).transpose(1, 2))
         tokens = tokens if self.position is None else tokens + self.position
         for block in self.blocks:
@@ -142,19 +143,16 @@ class _Stage(nn.Module):
         return self.skip(x) + self.mix(F.silu(self.norm_out(hidden)))  # type: ignore[no-any-return]
 
 
-def as_channels(frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B C H W"]:
-    """Frames over time to channels, 0..255 to [-1, 1]."""
-    batch, steps, height, width, _ = frames.shape
-    stacked = frames.permute(0, 1, 4, 2, 3).reshape(batch, 3 * steps, height, width)
-    return stacked.float() / 127.5 - 1
+def as_channels(frames: UInt8[Tensor, "B T H W 3"]) -> UInt8[Tensor, "B C H W"]:
+    """Frames over time to channels."""
+    return frames.permute(0, 1, 4, 2, 3).flatten(1, 2)
 
 
-def random_shift(frames: Float[Tensor, "B C H W"], pixels: int) -> Float[Tensor, "B C H W"]:
+def random_shift(frames: UInt8[Tensor, "B C H W"], pixels: int) -> UInt8[Tensor, "B C H W"]:
     """Each row moved by up to `pixels` in x and y, edges repeated; from torch's global generator (seeded per step)."""
-    batch, _, height, width = frames.shape
-    padded = F.pad(frames, (pixels,) * 4, mode="replicate")
-    start = torch.randint(0, 2 * pixels + 1, (2, batch, 1), device=frames.device)
-    rows = (start[0] + torch.arange(height, device=frames.device))[:, None, :, None]
-    columns = (start[1] + torch.arange(width, device=frames.device))[:, None, None, :]
-    which = torch.arange(batch, device=frames.device)[:, None, None, None]
-    return padded[which, torch.arange(frames.shape[1], device=frames.device)[None, :, None, None], rows, columns]
+    height, width = frames.shape[2:]
+    # Slices, not one gather: forty times quicker on a CPU.
+    starts = torch.randint(0, 2 * pixels + 1, (len(frames), 2)).tolist()
+    rows, columns = (torch.arange(-pixels, size + pixels, device=frames.device).clamp(0, size - 1) for size in (height, width))
+    padded = frames[:, :, rows][:, :, :, columns]
+    return torch.stack([row[:, y : y + height, x : x + width] for row, (y, x) in zip(padded, starts)])
