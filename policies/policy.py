@@ -27,6 +27,7 @@ from kineflow.policies.encoders.state import State
 from kineflow.policies.encoders.vision import Vision
 from kineflow.policies.field import Guide, SampleOptions, Tokens
 from kineflow.policies.heads.dit import DiT
+from kineflow.policies.heads.flag_dit import FlagDiT
 from kineflow.policies.heads.mlp import MLP
 from kineflow.policies.heads.unet import UNet
 from kineflow.policies.normaliser import ActionUnits, Normaliser, Scaling
@@ -50,7 +51,7 @@ class PolicyConfig:
     """Everything that defines the network and its sampling; saved as config.yaml beside the weights."""
 
     horizons: Horizons
-    head: MLP | DiT | UNet
+    head: MLP | DiT | UNet | FlagDiT
     objective: FlowMatching | Diffusion | Regression | MIP
     encoder: State | Vision
     features: tuple[str, ...] = ("state",)

@@ -23,6 +23,8 @@ CHECKED = (
     "policy",
     "observed",
     "normaliser",
+    "time_densities",
+    "couplings",
 )
 MODULES = [*(f"kineflow.policies.{name}" for name in CHECKED), "kineflow.policies.heads", "kineflow.policies.encoders"]
 install_import_hook(MODULES, "beartype.beartype")
