@@ -25,8 +25,11 @@ CHECKED = (
     "normaliser",
     "time_densities",
     "couplings",
+    "flow_map",
+    "flow_map_losses",
 )
-MODULES = [*(f"kineflow.policies.{name}" for name in CHECKED), "kineflow.policies.heads", "kineflow.policies.encoders"]
+FOLDERS = ("heads", "encoders", "search")
+MODULES = [f"kineflow.policies.{name}" for name in (*CHECKED, *FOLDERS)]
 install_import_hook(MODULES, "beartype.beartype")
 
 EXPECTED = Path(__file__).parent / "expected_skips.txt"
