@@ -13,12 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kineflow.policies.field import Chunk, Level, Tokens
-from kineflow.policies.paths import NoisePath, PathPoint, over, variance_preserving
+from kineflow.policies.paths import CondOT, NoisePath, PathPoint, over, variance_preserving
 from kineflow.policies.predictions import Denoised, Prediction, from_denoised, network_input
+
+OneOrEach = Float[Tensor, ""] | Float[Tensor, "B 1 1"]  # one lambda for all rows, or each its own
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,15 @@ class Mixture:
         half_variance_dot = alpha * alpha_dot * self.stds**2 + sigma * sigma_dot
         return (shares * (alpha_dot * self.means + half_variance_dot * pull)).sum(dim=1)
 
-    def flow(self, x: Float[Tensor, "B 1 1"], start: Float[Tensor, ""], end: Float[Tensor, ""]) -> Float[Tensor, "B 1 1"]:
+    def log_density(self, x: Chunk, lam: Level, condition: Tokens | None) -> Float[Tensor, "B"]:
+        """log p(x) of the noisy chunk in the canonical scaling."""
+        alpha, sigma = (level.unsqueeze(1) for level in variance_preserving(over(lam, x)))
+        variance = alpha**2 * self.stds**2 + sigma**2
+        square = (x.unsqueeze(1) - alpha * self.means) ** 2 / variance
+        log_parts = -(square + torch.log(2 * torch.pi * variance)).sum(dim=(-2, -1)) / 2
+        return torch.logsumexp(torch.log(self.weights) + log_parts, dim=1)
+
+    def flow(self, x: Float[Tensor, "B 1 1"], start: OneOrEach, end: OneOrEach) -> Float[Tensor, "B 1 1"]:
         """Chunks of one number along the exact probability flow from lambda `start` to `end`, canonical scaling.
 
         Flows in one dimension conserve the cumulative distribution; its inverse is found by bisection.
@@ -84,6 +94,31 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class CorrelatedGaussian:
+    """N(m, S) over whole chunks, flattened; as a Field it ignores the condition and takes a level per row or per action.
+
+    With D = diag(alpha): a_hat = m + S D V^-1 (x - D m), V = D S D + diag(sigma^2).
+    """
+
+    mean: Float[Tensor, "H A"]
+    covariance: Float[Tensor, "N N"]  # N = H A
+
+    def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
+        alpha, sigma = (v.expand_as(x).flatten(1) for v in variance_preserving(over(lam, x)))
+        variance = alpha[:, :, None] * self.covariance * alpha[:, None, :] + torch.diag_embed(sigma**2)
+        offset = x.flatten(1) - alpha * self.mean.flatten()
+        pull = alpha * torch.linalg.solve(variance, offset[..., None])[..., 0]
+        return self.mean + (pull @ self.covariance).view_as(x)
+
+    def given(self, known: Chunk, is_known: Bool[Tensor, "H A"]) -> tuple[Chunk, Float[Tensor, "N N"]]:
+        """Mean and covariance of the chunk whose entries `is_known` are `known`: m2 + S21 S11^-1 (a1 - m1)."""
+        one, mean = is_known.flatten(), self.mean.flatten()
+        gain = torch.linalg.solve(self.covariance[one][:, one], self.covariance[one])
+        shifted = mean + (known.flatten(1)[:, one] - mean[one]) @ gain
+        return shifted.view_as(known), self.covariance - self.covariance[:, one] @ gain
+
+
+@dataclass(frozen=True)
 class MixtureHead:
     """The mixture's perfect head: what a network with this path and prediction type would learn."""
 
@@ -96,3 +131,32 @@ class MixtureHead:
         x = x / network_input(self.prediction, torch.ones_like(x), point)
         sample, noise = self.mixture.sample(x, point), -point.sigma * self.mixture.score(x, point)
         return from_denoised(self.prediction, Denoised(sample, noise), point)
+
+
+@dataclass(frozen=True)
+class MixtureJumps:
+    """The mixture's perfect two-time head on CondOT: the average velocity of its exact flow, its velocity where end = t.
+
+    Chunks of one number by `Mixture.flow`; of any size where there is one component, whose flow is affine.
+    """
+
+    mixture: Mixture
+
+    def __call__(self, x: Chunk, t: Level, condition: Tokens | None, end: Level | None = None) -> Chunk:
+        start = CondOT().at(t).over(x)
+        velocity = self.mixture.velocity(x, start)
+        if end is None:
+            return velocity
+        gap = over(end - t, x)
+        average = (self._reached(x, start, CondOT().at(end).over(x)) - x) / torch.where(gap == 0, 1, gap)
+        return torch.where(gap == 0, velocity, average)
+
+    def _reached(self, x: Chunk, start: PathPoint, end: PathPoint) -> Chunk:
+        if len(self.mixture.weights) == 1:
+            mean, std = self.mixture.means, self.mixture.stds
+            before, after = (torch.hypot(p.alpha * std, p.sigma) for p in (start, end))
+            return end.alpha * mean + after / before * (x - start.alpha * mean)
+        before, after = (torch.hypot(p.alpha, p.sigma) for p in (start, end))
+        levels = [torch.log(p.alpha) - torch.log(p.sigma) for p in (start, end)]
+        reached: Tensor = after * self.mixture.flow(x / before, levels[0], levels[1])
+        return reached

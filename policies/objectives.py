@@ -22,6 +22,7 @@ import torch
 from kineflow.contracts import KineflowError, SamplerSpec
 from kineflow.policies.couplings import Coupling, coupled
 from kineflow.policies.field import DEFAULT_OPTIONS, Chunk, Field, Head, HeadField, Level, NullTokens, SampleOptions, Tokens
+from kineflow.policies.flow_map import FlowMap as FlowMap
 from kineflow.policies.guidance import ClassifierFreeGuidance, Clip
 from kineflow.policies.losses import Losses, TimeDensity, Weight, draw_normal, draw_times, exchange_rate, row_mean
 from kineflow.policies.paths import CondOT, Path, SquaredCos
@@ -170,7 +171,7 @@ class Diffusion:
         return self.general.sampler_spec()
 
 
-ObjectiveConfig = FlowMatching | Diffusion | Regression | MIP  # the registry of `kind:` in configs
+ObjectiveConfig = FlowMatching | Diffusion | FlowMap | Regression | MIP  # the registry of `kind:` in configs
 
 
 def _no_null_condition(scale: float, dropout: float) -> str:

@@ -26,12 +26,13 @@ from kineflow.contracts import (
 from kineflow.policies.encoders.state import State
 from kineflow.policies.encoders.vision import Vision
 from kineflow.policies.field import Guide, SampleOptions, Tokens
+from kineflow.policies.heads.arc import Arc
 from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.flag_dit import FlagDiT
 from kineflow.policies.heads.mlp import MLP
 from kineflow.policies.heads.unet import UNet
 from kineflow.policies.normaliser import ActionUnits, Normaliser, Scaling
-from kineflow.policies.objectives import MIP, Diffusion, FlowMatching, Regression
+from kineflow.policies.objectives import MIP, Diffusion, FlowMap, FlowMatching, Regression
 from kineflow.policies.observed import Observed, observed
 from kineflow.policies.policy_statistics import (
     joined_statistics,
@@ -44,6 +45,7 @@ from kineflow.policies.policy_statistics import (
 from kineflow.policies.samplers import RowNoise
 
 PhysicalGuide: TypeAlias = Callable[[ActionUnits], Guide]  # costs, constraints and rewards are written in physical units
+HeadConfig: TypeAlias = MLP | DiT | UNet | FlagDiT | Arc
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class PolicyConfig:
     """Everything that defines the network and its sampling; saved as config.yaml beside the weights."""
 
     horizons: Horizons
-    head: MLP | DiT | UNet | FlagDiT
-    objective: FlowMatching | Diffusion | Regression | MIP
+    head: HeadConfig
+    objective: FlowMatching | Diffusion | FlowMap | Regression | MIP
     encoder: State | Vision
     features: tuple[str, ...] = ("state",)
     cameras: tuple[str, ...] = ()
@@ -106,7 +108,8 @@ class PolicyNetwork(nn.Module):
         chunk = Normaliser.from_statistics(required(statistics, "action_chunk"), config.action_scaling)
         self.register_buffer("action_offset", chunk.offset.view(horizons.prediction, -1), persistent=False)
         self.register_buffer("action_scale", chunk.scale.view(horizons.prediction, -1), persistent=False)
-        self.head = config.head.build(horizons.prediction, self.action_dim, self.encoder.token_shape)
+        jumps = {"two_times": True} if isinstance(config.objective, FlowMap) else {}  # other heads need not know the word
+        self.head = config.head.build(horizons.prediction, self.action_dim, self.encoder.token_shape, **jumps)
         self.null_condition = (
             nn.Parameter(torch.zeros(1, *self.encoder.token_shape)) if config.objective.condition_dropout > 0 else None
         )
