@@ -241,6 +241,13 @@ def variance_preserving(lam: Float[Tensor, "*level"]) -> tuple[Float[Tensor, "*l
     return torch.sqrt(torch.sigmoid(2 * lam)), torch.sqrt(torch.sigmoid(-2 * lam))
 
 
+def lambda_range(path: NoisePath) -> tuple[float, float]:
+    """The lambdas that a head trained on the path knows: of its noisiest and its cleanest level, infinite where it reaches them."""
+    cleanest = 1.0 if path.num_steps is None else 1 - 1 / path.num_steps
+    low, high = path.to_lambda(torch.tensor([0.0, cleanest], dtype=torch.float64)).tolist()
+    return low, high
+
+
 def over(level: Shaped[Tensor, "*level"], x: Float[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     """Append axes of size one to a level `[]`, `[B]` or `[B, H]` until it broadcasts over `x` `[B, H, A]`."""
     return level.reshape(level.shape + (1,) * (x.ndim - level.ndim))
