@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from kineflow.contracts import Episode, Horizons, KineflowError, Stream, Window
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.windows import WindowReader, WindowSampler, split_episodes
-from tests.datasets.sample_episodes import LOW_DIM, sample_episode
+from tests.datasets.sample_episodes import INTERFACE, LOW_DIM, sample_episode
 
 LENGTHS = (1, 7, 2, 12, 3)
 
@@ -25,6 +25,27 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> EpisodeStore:
         for number, length in enumerate(LENGTHS):
             writer.add(sample_episode(number, LOW_DIM, length))
     return store
+
+
+def test_windows_with_images_equal_the_slow_definition(tmp_path: Path) -> None:
+    store = EpisodeStore.create(tmp_path / "i.eps", INTERFACE)
+    with store.writer() as writer:
+        for number in range(4):
+            writer.add(sample_episode(number))
+    chosen, horizons = [3, 1], Horizons(3, 2, 1)
+    reader = WindowReader(store, ["pose"], horizons, chosen, ["front"])
+    window = reader.read(np.arange(len(reader)))
+    expected = []
+    for number in chosen:
+        frames = sample_episode(number).streams["front"].values
+        expected += [[frames[max(s, 0)] for s in range(step - 2, step + 1)] for step in range(len(frames))]
+    np.testing.assert_array_equal(window.images["front"], np.array(expected))
+    assert reader.read(np.arange(2), images=False).images == {}
+    alone = WindowReader(store, [], horizons, chosen, ["front"]).read(np.arange(5))
+    assert alone.state.shape == (5, 3, 0)
+    np.testing.assert_array_equal(alone.images["front"], window.images["front"][:5])
+    with pytest.raises(KineflowError, match=r"no camera 'wrist'; it has \['front'\]"):
+        WindowReader(store, [], horizons, chosen, ["wrist"])
 
 
 def slow_window(episode: Episode, features: list[str], horizons: Horizons, step: int) -> Window:
