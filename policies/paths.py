@@ -242,7 +242,7 @@ def variance_preserving(lam: Float[Tensor, "*level"]) -> tuple[Float[Tensor, "*l
 
 
 def lambda_range(path: NoisePath) -> tuple[float, float]:
-    """The lambdas that a head trained on the path knows: of its noisiest and its cleanest level, infinite where it reaches them."""
+    """The lambdas of its noisiest and its cleanest level, which are all that a head trained on the path knows; may be infinite."""
     cleanest = 1.0 if path.num_steps is None else 1 - 1 / path.num_steps
     low, high = path.to_lambda(torch.tensor([0.0, cleanest], dtype=torch.float64)).tolist()
     return low, high

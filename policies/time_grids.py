@@ -115,7 +115,7 @@ class TimeGrid:
         chosen = [end for end in self.ends if not math.isinf(end)]
         if chosen and not low <= min(chosen) <= max(chosen) <= high:
             raise KineflowError(
-                f"the ends {list(self.ends)} of the time grid leave {path}, whose head knows lambda from {low:.4g} to {high:.4g}; "
+                f"the ends {list(self.ends)} of the time grid leave {path}, whose lambda runs from {low:.4g} to {high:.4g}; "
                 "choose ends inside, or leave them infinite"
             )
         first = max(ends[0], low) if math.isinf(self.ends[0]) else self.ends[0]
