@@ -55,3 +55,73 @@ class Clip:
 
     def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
         return self.field(x, lam, condition).clamp(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class OneTimeGuidance:
+    """Guide: classifier-free guidance that asks for the negative once, at the first level ("onetime" RCFG of
+    StreamDiffusion), and keeps its denoised chunk a_n: a_n + scale (a_c - a_n). N + 1 calls instead of 2 N.
+
+    Two things of the original are left out. Its factor delta on the negative gives weights that sum to one only if it is 1,
+    and other sums depend on the prediction type. Its "self" variant takes the known input as the negative: here that is the
+    previous plan, so scale > 1 would push the new plan AWAY from it; use Real-Time Chunking to stay near.
+
+        network.predict(observation, request, guide=lambda units: OneTimeGuidance(network.null_condition, 2.0))
+    """
+
+    null_condition: Float[Tensor, "#B N D"]
+    scale: float
+
+    def __call__(self, field: Field) -> Field:
+        """A Field for one chunk: its first call, at the noisiest level, fixes the negative."""
+        return _RememberedNegative(field, self.null_condition, self.scale)
+
+
+@dataclass
+class _RememberedNegative:
+    field: Field
+    null_condition: Tensor
+    scale: float
+    negative: Chunk | None = None
+
+    def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
+        if condition is None:
+            raise KineflowError(f"guidance at scale {self.scale:g} needs a condition, got None; pass tokens or leave it out")
+        if self.negative is None:
+            null = self.null_condition.to(condition).expand_as(condition)
+            both = self.field(torch.cat([x, x]), torch.cat([lam, lam]), torch.cat([condition, null]))
+            positive, self.negative = both.chunk(2)
+        else:
+            positive = self.field(x, lam, condition)
+        return self.negative + self.scale * (positive - self.negative)
+
+
+@dataclass(frozen=True)
+class IntervalBlend:
+    """(1 - share) base + share tuned where lambda <= `below`, base elsewhere: model guidance of SINE (Zhang et al. 2023).
+
+    High noise decides the plan, low noise its details: a fine-tuned head can steer the first without touching the second
+    (SINE: share 0.3 above 40 % of the noise levels). Both fields must speak the same units. Guide the blend, not its parts:
+
+        tuned = other.config.objective.field(other.head)
+        tokens = other.encode(observation).condition  # if its encoder was tuned, too
+        guide = lambda units: lambda base: IntervalBlend(base, lambda x, lam, _: tuned(x, lam, tokens), 0.3, below=0.0)
+    """
+
+    base: Field
+    tuned: Field
+    share: float
+    below: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise KineflowError(f"IntervalBlend.share is {self.share:g}; it is the tuned field's weight, from 0 to 1")
+
+    def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
+        inside = lam <= self.below
+        if self.share == 0 or not inside.any():
+            return self.base(x, lam, condition)
+        if self.share == 1 and inside.all():
+            return self.tuned(x, lam, condition)
+        base = self.base(x, lam, condition)
+        return torch.where(over(inside, x), torch.lerp(base, self.tuned(x, lam, condition), self.share), base)

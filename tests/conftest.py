@@ -27,6 +27,13 @@ CHECKED = (
     "couplings",
     "flow_map",
     "flow_map_losses",
+    "cost_guidance",
+    "nearest",
+    "constraints",
+    "inpainting",
+    "real_time_chunking",
+    "refinement",
+    "conservativity",
 )
 FOLDERS = ("heads", "encoders", "search")
 MODULES = [f"kineflow.policies.{name}" for name in (*CHECKED, *FOLDERS)]
