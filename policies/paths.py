@@ -21,23 +21,26 @@ from torch import Tensor
 from kineflow.contracts import KineflowError
 
 HALF_PI = math.pi / 2
+EDM_DATA_STD = 0.5  # sigma_data of Karras et al. 2022; about right for actions normalised to [-1, 1]
 
 
 @dataclass(frozen=True)
 class PathPoint:
-    """A path at one noise level; every field has the shape of the level, `alpha_dot` is d alpha / dt.
+    """A path at one noise level; every tensor has the shape of the level, `alpha_dot` is d alpha / dt.
 
-    On variance-preserving paths `sigma_dot` is -inf at t = 1.
+    On variance-preserving paths `sigma_dot` is -inf at t = 1. Only the prediction "edm" reads `data_std`.
     """
 
     alpha: Float[Tensor, "*level"]
     sigma: Float[Tensor, "*level"]
     alpha_dot: Float[Tensor, "*level"]
     sigma_dot: Float[Tensor, "*level"]
+    data_std: float = EDM_DATA_STD
 
     def over(self, x: Float[Tensor, "B H A"]) -> PathPoint:
         """The same point with trailing axes of size one, so that it multiplies `x`."""
-        return PathPoint(over(self.alpha, x), over(self.sigma, x), over(self.alpha_dot, x), over(self.sigma_dot, x))
+        tensors = (over(value, x) for value in (self.alpha, self.sigma, self.alpha_dot, self.sigma_dot))
+        return PathPoint(*tensors, self.data_std)
 
 
 @runtime_checkable
@@ -201,16 +204,22 @@ class SquaredCos:
 
 @dataclass(frozen=True)
 class VarianceExploding:
-    """alpha = 1, sigma = u from `sigma_max` at t = 0 to `sigma_min` at t = 1, linear in u^(1/rho) (Karras et al. 2022, EDM)."""
+    """alpha = 1, sigma = u from `sigma_max` at t = 0 to `sigma_min` at t = 1, linear in u^(1/rho) (Karras et al. 2022, EDM).
+
+    `data_std` is their sigma_data, with which the prediction "edm" keeps the network's input and target at unit variance.
+    """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+    data_std: float = EDM_DATA_STD
     num_steps: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:
             raise KineflowError(f"VarianceExploding needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
+        if not (self.rho > 0 and self.data_std > 0):
+            raise KineflowError(f"VarianceExploding needs rho and data_std above 0, got {self.rho} and {self.data_std}")
 
     def to_lambda(self, t: Float[Tensor, "*level"]) -> Float[Tensor, "*level"]:
         return -self.rho * torch.log(self._root(t))
@@ -223,7 +232,7 @@ class VarianceExploding:
         low, high = self._roots()
         root = self._root(t)
         sigma_dot = -self.rho * (high - low) * root ** (self.rho - 1)
-        return PathPoint(torch.ones_like(t), root**self.rho, torch.zeros_like(t), sigma_dot)
+        return PathPoint(torch.ones_like(t), root**self.rho, torch.zeros_like(t), sigma_dot, self.data_std)
 
     def _root(self, t: Tensor) -> Tensor:
         low, high = self._roots()
@@ -242,7 +251,7 @@ def variance_preserving(lam: Float[Tensor, "*level"]) -> tuple[Float[Tensor, "*l
 
 
 def lambda_range(path: NoisePath) -> tuple[float, float]:
-    """The lambdas of its noisiest and its cleanest level, which are all that a head trained on the path knows; may be infinite."""
+    """The lambdas of its noisiest and its cleanest level: all that a head trained on the path knows. Infinite where it ends."""
     cleanest = 1.0 if path.num_steps is None else 1 - 1 / path.num_steps
     low, high = path.to_lambda(torch.tensor([0.0, cleanest], dtype=torch.float64)).tolist()
     return low, high

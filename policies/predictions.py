@@ -8,7 +8,7 @@ With x = alpha a + sigma eps, Dt = alpha' sigma - sigma' alpha and the clock t =
     velocity_to_noise  -velocity                             pi0 / openpi, whose clock runs 1 - t: eps - a
     v                  alpha eps - sigma a                   diffusers "v_prediction", on any path (diffusers: VP paths only)
     score              grad log p = -eps / sigma
-    edm                F of Karras et al. 2022: a = c_skip y + c_out F(c_in y), y = x / alpha
+    edm                F of Karras et al. 2022: a = c_skip y + c_out F(c_in y), y = x / alpha; sigma_data from the path, or 0.5
 
 A network that is optimal in one form is optimal in every other. Nothing here divides by alpha = 0 or sigma = 0. What a form
 does not say at an end is filled with the prior mean, zero: epsilon and score say nothing of the sample where alpha = 0, and
@@ -24,10 +24,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kineflow.policies.paths import PathPoint
+from kineflow.policies.paths import EDM_DATA_STD as EDM_DATA_STD, PathPoint
 
 Prediction = Literal["sample", "epsilon", "velocity", "velocity_to_noise", "v", "score", "edm"]
-EDM_DATA_STD = 0.5  # sigma_data of Karras et al. 2022; about right for actions normalised to [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def to_denoised(prediction: Prediction, raw: Float[Tensor, "B H A"], x: Float[Te
         case "edm":
             # c_skip, c_out and 1 / alpha multiplied out: regular at both ends.
             norm = _edm_norm(point)
-            skip, std = x / norm**2, EDM_DATA_STD
+            skip, std = x / norm**2, point.data_std
             return Denoised(std**2 * alpha * skip + sigma * std * raw / norm, sigma * skip - alpha * std * raw / norm)
 
 
@@ -88,7 +87,7 @@ def from_denoised(prediction: Prediction, denoised: Denoised, point: PathPoint) 
         case "score":
             return -_ratio(noise, sigma)
         case "edm":
-            return (sigma * sample - EDM_DATA_STD**2 * alpha * noise) / (EDM_DATA_STD * _edm_norm(point))
+            return (sigma * sample - point.data_std**2 * alpha * noise) / (point.data_std * _edm_norm(point))
 
 
 def _from_velocity(raw: Tensor, x: Tensor, point: PathPoint) -> Denoised:
@@ -101,7 +100,7 @@ def _from_velocity(raw: Tensor, x: Tensor, point: PathPoint) -> Denoised:
 
 
 def _edm_norm(point: PathPoint) -> Tensor:
-    return torch.sqrt(point.sigma**2 + (EDM_DATA_STD * point.alpha) ** 2)
+    return torch.sqrt(point.sigma**2 + (point.data_std * point.alpha) ** 2)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
