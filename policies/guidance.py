@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -10,8 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kineflow.contracts import KineflowError
-from kineflow.policies.field import Chunk, Field, Level, Tokens
+from kineflow.policies.field import Chunk, Field, Guide, Level, Tokens
 from kineflow.policies.paths import over
+
+
+def in_order(*guides: Guide | None) -> Guide | None:
+    """One Guide that applies these, the last nearest to the solver (constraints belong there); None entries are left out."""
+    given = [guide for guide in guides if guide]
+    return (lambda field: functools.reduce(lambda inner, guide: guide(inner), given, field)) if given else None
 
 
 @dataclass(frozen=True)

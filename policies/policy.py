@@ -26,6 +26,7 @@ from kineflow.contracts import (
 from kineflow.policies.encoders.state import State
 from kineflow.policies.encoders.vision import Vision
 from kineflow.policies.field import Guide, SampleOptions, Tokens
+from kineflow.policies.guidance import in_order
 from kineflow.policies.heads.arc import Arc
 from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.flag_dit import FlagDiT
@@ -42,6 +43,7 @@ from kineflow.policies.policy_statistics import (
     state_spec,
     training_statistics,
 )
+from kineflow.policies.real_time_chunking import continue_prefix
 from kineflow.policies.samplers import RowNoise
 
 PhysicalGuide: TypeAlias = Callable[[ActionUnits], Guide]  # costs, constraints and rewards are written in physical units
@@ -137,18 +139,30 @@ class PolicyNetwork(nn.Module):
 
     @torch.no_grad()
     def predict(self, observation: Observation, request: SamplingRequest, guide: PhysicalGuide | None = None) -> ActionChunk:
-        """Observation `[B, T, ...]` and seeds `[B]` to actions `[B, H, A]`; `guide` wraps the Field before it is solved."""
-        if request.prefix:
-            raise ContractError("this policy takes no prefix, but was given one; leave it out or use another policy")
+        """Observation `[B, T, ...]` and seeds `[B]` to actions `[B, H, A]`; `guide` wraps the Field, the prefix's guidance
+        included, before it is solved."""
         if len(request.seeds) != len(observation.state):
             raise ContractError(f"{len(request.seeds)} seeds for {len(observation.state)} observations; give one seed per row")
         encoded = self.encode(observation)
         noise = RowNoise(request.seeds, (self.config.horizons.prediction, self.action_dim), device=self.action_scale.device)
-        chosen = guide(encoded.units) if guide else None
-        options = SampleOptions(self.null_condition, request.steps, request.guidance_scale, chosen)
+        guides = [self._continue(request, encoded.units), guide(encoded.units) if guide else None]
+        options = SampleOptions(self.null_condition, request.steps, request.guidance_scale, in_order(*guides))
         chunk = self.config.objective.sample(self.head, noise, encoded.condition, options)
         actions = encoded.units.restore(chunk).float().cpu().numpy()
         return ActionChunk(actions, 1 / self.interface.action.rate_hz, np.asarray(observation.stamp_s)[..., -1])
+
+    def _continue(self, request: SamplingRequest, units: ActionUnits) -> Guide | None:
+        """Real-Time Chunking, where the request brings actions of the previous chunk."""
+        if request.prefix is None:
+            return None
+        objective = self.config.objective
+        if isinstance(objective, Regression | MIP):
+            raise ContractError(
+                f"this policy takes no prefix: {type(objective).__name__} has no noise levels at which to guide it; "
+                "leave it out or use a flow or diffusion policy"
+            )
+        chunk_shape = (len(request.seeds), *self.action_scale.shape)
+        return continue_prefix(request.prefix, chunk_shape, units, request.steps or objective.steps)
 
     def _hide(self, condition: Tokens, generator: torch.Generator) -> Tokens:
         if self.null_condition is None:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kineflow.contracts import ActionChunk, CommittedPrefix, KineflowError
+from kineflow.contracts import ActionChunk, CommittedPrefix, ContractError, KineflowError
 from kineflow.policies.field import Chunk, Field, Guide, Level, Tokens
 from kineflow.policies.normaliser import ActionUnits
 from kineflow.policies.paths import over
@@ -119,12 +119,19 @@ class RealTimeChunking:
         return torch.where(weight > 0, weight * (self.previous - sample), 0)
 
 
-def continue_prefix(prefix: CommittedPrefix, units: ActionUnits, steps: int) -> Guide:
-    """The Guide that `SamplingRequest.prefix` asks for; beta is 5, or less where fewer steps are taken."""
-    like = units.scale
-    previous = units.normalise(torch.from_numpy(prefix.actions).to(like))
-    mask = torch.from_numpy(prefix.soft_mask).to(like)
-    return lambda field: RealTimeChunking(field, previous, mask, steps, beta=min(DEFAULT_BETA, steps))
+def continue_prefix(prefix: CommittedPrefix, shape: tuple[int, ...], units: ActionUnits, steps: int) -> Guide:
+    """The Guide that `SamplingRequest.prefix` asks for in chunks of `shape`; beta is 5, or `steps` where that is less."""
+    actions, mask = prefix.actions, prefix.soft_mask
+    if actions.shape != shape or mask.shape != shape[:2]:
+        raise ContractError(
+            f"the prefix has actions {actions.shape} and mask {mask.shape}; the policy's chunks are {shape}: "
+            "pad the end of the previous chunk and give it weight 0, as committed_prefix() does"
+        )
+    if not ((mask >= 0) & (mask <= 1)).all() or not np.isfinite(actions[mask > 0]).all():
+        raise ContractError("a prefix needs weights from 0 to 1 and finite actions where they are above 0; drop this prefix")
+    previous = units.normalise(torch.from_numpy(actions).to(units.scale))
+    weight = torch.from_numpy(mask).to(units.scale)
+    return lambda field: RealTimeChunking(field, previous, weight, steps, beta=min(DEFAULT_BETA, steps))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from kineflow.contracts import (
 from kineflow.policies.checkpoint import CheckpointError, ChunkPolicy, load_policy
 from kineflow.policies.encoders.state import PlanarBody, State, StateFeatures
 from kineflow.policies.normaliser import Normaliser
-from kineflow.policies.objectives import FlowMatching
+from kineflow.policies.objectives import FlowMatching, Regression
 from kineflow.policies.observed import Observed
 from kineflow.policies.policy import PolicyConfig, PolicyNetwork, TrainingBatch
 from kineflow.policies.policy_statistics import statistics_of
@@ -179,8 +179,8 @@ def test_observations_that_do_not_fit_are_refused(change: Callable[[np.ndarray],
 def test_what_would_be_ignored_is_refused() -> None:
     net, seen, seeds = network(), observation(2), np.arange(2)
     prefix = CommittedPrefix(np.zeros((2, 8, 2), np.float32), np.zeros((2, 8), np.float32), 1)
-    with pytest.raises(ContractError, match="takes no prefix"):
-        net.predict(seen, SamplingRequest(seeds, prefix=prefix))
+    with pytest.raises(ContractError, match="takes no prefix: Regression has no noise levels"):
+        network(replace(POLICY, objective=Regression())).predict(seen, SamplingRequest(seeds, prefix=prefix))
     with pytest.raises(ContractError, match="takes no goal"):
         net.predict(replace(seen, goal={"point": np.zeros(2)}), SamplingRequest(seeds))
     with pytest.raises(ContractError, match="takes no instruction"):
