@@ -22,12 +22,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Int64
 
 from kineflow.contracts import Horizons, KineflowError, Window
 from kineflow.datasets.episode_store import EpisodeStore
-
-ACTION = "action"
+from kineflow.datasets.window_streams import ACTION, camera_frames, low_dim_stream
 
 
 class WindowReader:
@@ -51,10 +50,10 @@ class WindowReader:
                 f"windows need a feature or a camera, and an episode; got {list(features)}, {list(cameras)} and "
                 f"{len(episodes)} episodes"
             )
-        state = [_stream(store, name) for name in features]
-        self._action = _stream(store, ACTION)
+        state = [low_dim_stream(store, name) for name in features]
+        self._action = low_dim_stream(store, ACTION)
         self._state = np.concatenate([np.zeros((len(self._action), 0), np.float32), *state], axis=1)
-        self._images = {name: _frames(store, name, episodes) for name in cameras}
+        self._images = {name: camera_frames(store, name, episodes) for name in cameras}
         self._past = np.arange(1 - horizons.observation, 1)
         self._future = np.arange(horizons.prediction)
         first, last = _extents(store, episodes)
@@ -153,39 +152,6 @@ def split_episodes(num: int, validation_fraction: float, seed: int) -> tuple[Int
     held_out = min(max(round(num * validation_fraction), 1), num - 1) if validation_fraction else 0
     order = np.random.default_rng(seed).permutation(num)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
-
-
-def _stream(store: EpisodeStore, name: str) -> Float32[np.ndarray, "N D"]:
-    if name != ACTION and name not in store.interface.features:
-        raise KineflowError(
-            f"{store.path}: no feature '{name}'; it has {sorted(store.interface.features)}; choose one of them or import it"
-        )
-    if store.has_own_clock(name):
-        raise KineflowError(f"{store.path}: '{name}' has a clock of its own; resample it to the clock of the actions at import")
-    values = store.low_dim(name)
-    bad = np.flatnonzero(~np.isfinite(values).all(1))
-    if len(bad):
-        episode = int(np.searchsorted(np.cumsum(store.lengths), bad[0], side="right"))
-        step = bad[0] - store.lengths[:episode].sum()
-        raise KineflowError(
-            f"{store.path}: '{name}' is not finite in episode {episode}, step {step}; repair or leave out the episode"
-        )
-    return values
-
-
-def _frames(store: EpisodeStore, camera: str, episodes: Sequence[int]) -> UInt8[np.ndarray, "N H W 3"]:
-    """Frames of the chosen episodes in the rows of the store; the other rows are never touched, so they take no memory."""
-    if camera not in store.interface.cameras:
-        raise KineflowError(
-            f"{store.path}: no camera '{camera}'; it has {sorted(store.interface.cameras)}; choose one of them or import it"
-        )
-    if store.has_own_clock(camera):
-        raise KineflowError(f"{store.path}: '{camera}' has a clock of its own; resample it to the clock of the actions at import")
-    spec, ends = store.interface.cameras[camera], np.cumsum(store.lengths)
-    frames = np.zeros((int(ends[-1]), spec.height, spec.width, 3), np.uint8)
-    for index in episodes:
-        frames[ends[index] - store.lengths[index] : ends[index]] = store.episode(index).streams[camera].values
-    return frames
 
 
 def _extents(store: EpisodeStore, episodes: Sequence[int]) -> tuple[Int64[np.ndarray, "K"], Int64[np.ndarray, "K"]]:
