@@ -31,6 +31,9 @@ Score = Callable[[Candidates], Scores]  # higher is better; finite
 class Method(Protocol):
     """A way to spend a budget of field calls."""
 
+    @property
+    def steps(self) -> Steps: ...
+
     def __call__(self, field: Field, score: Score, noise: Noise, condition: Tokens | None, budget: int) -> Chunk:
         """One chunk for each row of `noise`, in at most `budget` field calls for each row."""
         ...
