@@ -218,8 +218,8 @@ def _eval(args: argparse.Namespace) -> int:
 
     config = load_config(EvalConfig, args.config, args.overrides)
     policy = load_policy(args.policy)
-    if config.solver or config.steps:
-        policy = policy.resampled(config.solver, config.steps)
+    if config.sampling:
+        policy = policy.resampled(**config.sampling)
     run = Path(args.policy) if (Path(args.policy) / "checkpoints").is_dir() else None
     local = Path(args.policy) if Path(args.policy).is_dir() else Path("runs") / args.policy.replace("/", "--")
     out = args.out or local / "eval" / config.name

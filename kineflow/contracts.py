@@ -7,6 +7,7 @@ seconds (`stamp_s`); on disk it is int64 nanoseconds (`stamp_ns`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -130,6 +131,10 @@ class SamplerSpec:
     steps: int
     guidance_scale: float = 1.0
     clock: str = CLOCK
+    grid: str = "uniform"  # which noise levels, in the form of `kineflow eval --grid`
+    guidance_interval: tuple[float, float] = (-math.inf, math.inf)  # of lambda: where guidance_scale holds
+    clip: float | None = None  # bound on the denoised chunk, inf: none; None: contracts of version 1 that do not say
+    diffusion: float | None = None  # k of the solver "sde"; None: not that solver
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import copy
 import json
 import re
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -30,9 +31,9 @@ from kineflow.contracts import (
 )
 from kineflow.policies.golden import TOLERANCE, golden_error, golden_pair
 from kineflow.policies.hub import download, upload
-from kineflow.policies.objectives import Diffusion, FlowMatching
 from kineflow.policies.policy import PolicyConfig, PolicyNetwork
 from kineflow.policies.samplers import SolverName
+from kineflow.policies.time_grids import TimeGrid
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -52,12 +53,30 @@ class ChunkPolicy:
         """Observation `[B, T, S]` to actions `[B, H, A]` in physical units."""
         return self.network.predict(observation, request)
 
-    def resampled(self, solver: SolverName | None, steps: int | None) -> ChunkPolicy:
-        """The same weights with another solver or number of steps; raises CheckpointError for a policy without noise levels."""
+    def resampled(
+        self,
+        solver: SolverName | None = None,
+        steps: int | None = None,
+        grid: TimeGrid | None = None,
+        diffusion: float | None = None,
+    ) -> ChunkPolicy:
+        """The same weights, sampled otherwise; None keeps what the checkpoint says.
+
+        Raises:
+            CheckpointError: a policy that has no such thing to choose.
+            KineflowError: a solver, grid or number of steps that its noise levels do not allow.
+        """
         config = self.network.config
-        if not isinstance(config.objective, FlowMatching | Diffusion):
-            raise CheckpointError(f"a {type(config.objective).__name__} policy has no noise levels, so no solver to choose")
-        objective = replace(config.objective, solver=solver or config.objective.solver, steps=steps or config.objective.steps)
+        asked = {"solver": solver, "steps": steps, "grid": grid, "diffusion": diffusion}
+        changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        if unknown := sorted(set(changes) - {f.name for f in fields(config.objective)}):
+            raise CheckpointError(
+                f"a {type(config.objective).__name__} policy has no {', '.join(unknown)} to choose (it makes chunks without "
+                "noise levels, or in jumps); leave that out"
+            )
+        if diffusion is not None and (solver or getattr(config.objective, "solver", None)) != "sde":
+            raise CheckpointError(f"diffusion {diffusion:g} is a setting of the solver sde; add solver sde or leave it out")
+        objective = replace(config.objective, **changes)
         network = copy.copy(self.network)  # shares the weights
         network.config = replace(config, objective=objective)
         return ChunkPolicy(network, replace(self.contract, sampler=objective.sampler_spec(), golden=golden_pair(network)))

@@ -20,7 +20,8 @@ from kineflow.policies.demo import demo_store
 from kineflow.policies.eval_result import EvalConfig, EvalResult
 from kineflow.policies.evaluation import evaluate
 from kineflow.policies.intervals import Estimate, bootstrap_interval
-from kineflow.policies.samplers import SOLVERS, SolverName
+from kineflow.policies.samplers import SOLVERS
+from kineflow.policies.time_grids import TimeGrid
 from kineflow.policies.train import TrainConfig, resume_run, train
 
 console = Console(stderr=True)
@@ -75,7 +76,8 @@ class Comparison:
 def compare(policies: Sequence[str], *, minutes: float, episodes: int, out: Path) -> Comparison:
     """Entries for run folders and configurations; a configuration is trained into `out`/<its name> unless that is done.
 
-    `NAME@ddpm:100` is the policy NAME sampled by the solver ddpm in 100 steps.
+    `NAME@ddpm:100` is the policy NAME sampled by the solver ddpm in 100 steps, `NAME@dpmpp2m:8:lambda` by dpmpp2m on the grid
+    lambda, `NAME@sde=2:20:shifted:3` by the SDE with diffusion 2 on the grid shifted:3.
     """
     config = replace(load_config(EvalConfig, "eval/pusht"), episodes=episodes, name="compare")
     results: list[tuple[str, Path, EvalResult]] = []
@@ -87,7 +89,7 @@ def compare(policies: Sequence[str], *, minutes: float, episodes: int, out: Path
         run = _trained(source, minutes, out)
         policy, name = load_policy(run), run.name
         if chosen:
-            policy, name = policy.resampled(*chosen), f"{run.name}@{sampler}"
+            policy, name = policy.resampled(**chosen), f"{run.name}@{sampler}"
         console.rule(f"[bold]{name}")
         folder = run / "eval" / f"{config.name}{name[len(run.name) :]}"
         results.append((name, run, evaluate(policy, config, folder, run, console)))
@@ -138,11 +140,22 @@ def _refuse_equal_names(policies: Sequence[str]) -> None:
         raise KineflowError(f"two configurations are called {sorted(twice)}, so they would share a run folder; rename one")
 
 
-def _sampler(text: str, entry: str) -> tuple[SolverName, int]:
-    solver, _, steps = text.partition(":")
-    if solver not in SOLVERS or not steps.isdigit() or int(steps) < 1:
-        raise KineflowError(f"{entry}: expected NAME@SOLVER:STEPS with a solver of {sorted(SOLVERS)}, e.g. NAME@ddpm:100")
-    return solver, int(steps)  # type: ignore[return-value]
+def _sampler(text: str, entry: str) -> dict[str, Any]:
+    """SOLVER[=DIFFUSION]:STEPS[:GRID] as what `ChunkPolicy.resampled` takes."""
+    solver, _, rest = text.partition(":")
+    solver, _, diffusion = solver.partition("=")
+    steps, _, grid = rest.partition(":")
+    chosen: dict[str, Any] = {"solver": solver}
+    try:
+        chosen |= {"steps": int(steps)} | ({"diffusion": float(diffusion)} if diffusion else {})
+    except ValueError:
+        solver = ""
+    if solver not in SOLVERS or chosen["steps"] < 1 or (diffusion and solver != "sde"):
+        raise KineflowError(
+            f"{entry}: expected NAME@SOLVER:STEPS, then :GRID if wanted, with a solver of {sorted(SOLVERS)}, e.g. NAME@ddpm:100, "
+            "NAME@dpmpp2m:8:lambda or, with diffusion 2, NAME@sde=2:20"
+        )
+    return chosen | ({"grid": TimeGrid.parse(grid)} if grid else {})
 
 
 def _entry(name: str, run: Path, result: EvalResult, reference: EvalResult) -> Entry:

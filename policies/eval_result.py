@@ -13,6 +13,7 @@ from kineflow.contracts import KineflowError, to_plain
 from kineflow.policies.intervals import Estimate, Percentiles, bootstrap_interval, latency_percentiles, wilson_interval
 from kineflow.policies.running_episode import EpisodeResult
 from kineflow.policies.samplers import SolverName
+from kineflow.policies.time_grids import TimeGrid
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class EvalConfig:
     threads: int = 1  # of PyTorch: fixed, because rounding depends on it, and one is never slow on a busy machine
     solver: SolverName | None = None  # none: the checkpoint's
     steps: int | None = None
+    grid: str | None = None  # noise levels: uniform, trailing, shifted:3, edm:7, lambda or leading
+    diffusion: float | None = None  # k of the solver sde
     videos: int = 3  # spread over the ranking: 3 = best, median, worst; 0 = none
     video_size: int = 448
     fan_samples: int = 16  # chunks sampled from one observation for the report
@@ -37,12 +40,21 @@ class EvalConfig:
             raise KineflowError(f"evaluation: episodes, num_envs, batch, threads and fan_samples must be at least 1, got {self}")
         if self.seed_start < 0 or self.videos < 0:
             raise KineflowError(f"evaluation: seed_start and videos must not be negative, got {self.seed_start}, {self.videos}")
+        if self.grid is not None:
+            TimeGrid.parse(self.grid)
         if self.video_size < 64 or self.video_size % 2:
             raise KineflowError(f"evaluation: video_size must be even and at least 64, got {self.video_size}")
 
     @property
     def seeds(self) -> range:
         return range(self.seed_start, self.seed_start + self.episodes)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What `ChunkPolicy.resampled` takes: how the policy is to be sampled otherwise; empty: as its checkpoint says."""
+        grid = None if self.grid is None else TimeGrid.parse(self.grid)
+        asked = {"solver": self.solver, "steps": self.steps, "grid": grid, "diffusion": self.diffusion}
+        return {name: value for name, value in asked.items() if value is not None}
 
 
 @dataclass(frozen=True)

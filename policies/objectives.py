@@ -28,8 +28,9 @@ from kineflow.policies.losses import Losses, TimeDensity, Weight, draw_normal, d
 from kineflow.policies.paths import CondOT, Path, SquaredCos
 from kineflow.policies.predictions import Denoised, Prediction, from_denoised, network_input
 from kineflow.policies.regression import MIP as MIP, Regression as Regression
-from kineflow.policies.samplers import SOLVERS, RowNoise, SolverName, uniform_time_grid
+from kineflow.policies.samplers import RowNoise, SolverName, solver_of
 from kineflow.policies.time_densities import TimeLaw
+from kineflow.policies.time_grids import TimeGrid
 
 
 @runtime_checkable
@@ -69,12 +70,15 @@ class FlowMatching:
     condition_dropout: float = 0.0
     solver: SolverName = "euler"
     steps: int = 10
+    grid: TimeGrid = field(default_factory=TimeGrid)
+    diffusion: float = 1.0  # k of the solver "sde": 0 no noise, 1 that of DDPM
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] = (-math.inf, math.inf)  # in lambda
     clip: float = math.inf  # bound on the denoised chunk while sampling
 
     def __post_init__(self) -> None:
-        uniform_time_grid(self.path, self.steps)  # refuses impossible step counts here, not after hours of training
+        self.grid(self.path, self.steps)  # refuses impossible grids here, not after hours of training
+        solver_of(self.solver, self.diffusion)
         _ = self.times  # for its checks
         if not 0 <= self.t_eps < 1:
             raise KineflowError(f"t_eps is {self.t_eps:g}; it is a time, at least 0 (no bound) and below 1")
@@ -116,13 +120,23 @@ class FlowMatching:
         return denoise if math.isinf(self.clip) else Clip(denoise, -self.clip, self.clip)
 
     def sample(self, head: Head, noise: RowNoise, condition: Tokens | None, options: SampleOptions = DEFAULT_OPTIONS) -> Chunk:
-        lambdas = uniform_time_grid(self.path, self.steps if options.steps is None else options.steps)
+        lambdas = self.grid(self.path, self.steps if options.steps is None else options.steps)
         denoise = self.field(head, options.null_condition, options.guidance_scale)
         denoise = options.guide(denoise) if options.guide else denoise
-        return SOLVERS[self.solver](denoise, noise.draw(), lambdas, condition, noise)
+        return solver_of(self.solver, self.diffusion)(denoise, noise.draw(), lambdas, condition, noise)
 
     def sampler_spec(self) -> SamplerSpec:
-        return SamplerSpec(str(self.path), self.prediction, self.solver, self.steps, self.guidance_scale)
+        return SamplerSpec(
+            str(self.path),
+            self.prediction,
+            self.solver,
+            self.steps,
+            self.guidance_scale,
+            grid=str(self.grid),
+            guidance_interval=self.guidance_interval,
+            clip=self.clip,
+            diffusion=self.diffusion if self.solver == "sde" else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -138,7 +152,10 @@ class Diffusion:
     condition_dropout: float = 0.0
     solver: SolverName = "ddim"
     steps: int = 10
+    grid: TimeGrid = field(default_factory=TimeGrid)
+    diffusion: float = 1.0
     guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] = (-math.inf, math.inf)
     clip: float = 1.0
 
     def __post_init__(self) -> None:
@@ -154,7 +171,10 @@ class Diffusion:
             condition_dropout=self.condition_dropout,
             solver=self.solver,
             steps=self.steps,
+            grid=self.grid,
+            diffusion=self.diffusion,
             guidance_scale=self.guidance_scale,
+            guidance_interval=self.guidance_interval,
             clip=self.clip,
         )
 

@@ -39,8 +39,8 @@ class PathPoint:
 
     def over(self, x: Float[Tensor, "B H A"]) -> PathPoint:
         """The same point with trailing axes of size one, so that it multiplies `x`."""
-        tensors = (over(value, x) for value in (self.alpha, self.sigma, self.alpha_dot, self.sigma_dot))
-        return PathPoint(*tensors, self.data_std)
+        alpha, sigma = over(self.alpha, x), over(self.sigma, x)
+        return PathPoint(alpha, sigma, over(self.alpha_dot, x), over(self.sigma_dot, x), self.data_std)
 
 
 @runtime_checkable

@@ -144,7 +144,7 @@ def _chips(page: ReportPage) -> str:
     commit = f" @ {code['git'][:7]}{'+' if code['dirty'] else ''}" if code["git"] else ""
     facts = {
         "path": f"{sampler.path} · {sampler.prediction}",
-        "sampler": f"{sampler.solver} × {sampler.steps}",
+        "sampler": f"{sampler.solver} × {sampler.steps}, grid {sampler.grid}",
         "observe / predict / execute": f"{horizons.observation} / {horizons.prediction} / {horizons.execution}",
         "data": page.contract.dataset_hash[:10],
         "kineflow": f"{code['kineflow']}{commit}",

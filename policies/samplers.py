@@ -15,6 +15,7 @@ One-step solvers are below, multistep ones in multistep.py, what they share (and
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -67,8 +68,6 @@ def sde(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, fre
     nor the noiseless last step is special. A growing k takes a composed score from the law of its flow to the product of the
     densities, and more steps with it: the noise that a step renews is 1 - q^2.
     """
-    if not 0 <= k < float("inf"):
-        raise KineflowError(f"diffusion k is {k:g}; it must be finite and at least 0 (0: no noise, 1: the noise of DDPM)")
     return _renewing(field, noise, lambdas, condition, fresh, strength=float(k > 0), rate=k)
 
 
@@ -122,6 +121,8 @@ _CALLS_OF_A_STEP: Mapping[SolverName, int] = {"heun": 2, "midpoint": 2, "rf_solv
 
 def solver_of(name: SolverName, diffusion: float = 1.0) -> Sampler:
     """The solver of that name; `diffusion` is the k of "sde" and means nothing to the others."""
+    if not 0 <= diffusion < math.inf:
+        raise KineflowError(f"diffusion k is {diffusion:g}; it must be finite and at least 0 (0: no noise, 1: the noise of DDPM)")
     return functools.partial(sde, k=diffusion) if name == "sde" else SOLVERS[name]
 
 
