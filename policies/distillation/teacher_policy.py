@@ -1,0 +1,84 @@
+"""The teacher in the training loop: loaded once, frozen, its encoder and statistics shared with the student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kineflow.contracts import Interface, PolicyContract
+from kineflow.policies.checkpoint import load_policy
+from kineflow.policies.distillation.methods import Distillation
+from kineflow.policies.distillation.teaching import DistillationError, Lesson, ode_of, with_noise_levels
+from kineflow.policies.flow_map import FlowMap, Teacher
+from kineflow.policies.paths import CondOT
+from kineflow.policies.policy import PolicyConfig, PolicyNetwork, TrainingBatch
+
+SHARED = ("horizons", "features", "cameras", "relative_to", "encoder", "action_scaling")  # what a student cannot change
+
+
+@dataclass(frozen=True)
+class TeacherPolicy:
+    """A loaded policy and the method by which a student learns from it."""
+
+    network: PolicyNetwork
+    contract: PolicyContract
+    method: Distillation
+
+    @classmethod
+    def load(cls, method: Distillation, student: PolicyConfig, offered: Interface, device: str) -> TeacherPolicy:
+        """Raises KineflowError, before any training, when student, teacher and data do not fit each other."""
+        policy = load_policy(method.teacher, device)
+        config = policy.network.config
+        with_noise_levels(config.objective)
+        for name in SHARED:
+            if (mine := getattr(student, name)) != (its := getattr(config, name)):
+                raise DistillationError(
+                    f"policy.{name} is {mine}, but the teacher {method.teacher} has {its}; a student answers the same "
+                    "observations with the same actions, only its head and objective may differ"
+                )
+        policy.contract.require(offered, "the store of this run")
+        policy.network.requires_grad_(False)
+        return cls(policy.network, policy.contract, method)
+
+    def prepare(self, student: PolicyNetwork) -> None:
+        """Encoder, and head where it has the teacher's shapes and form, start as the teacher's; the encoder is frozen."""
+        student.encoder.load_state_dict(self.network.encoder.state_dict())
+        student.encoder.requires_grad_(self.method.train_encoder)
+        if not _same_form(student.config, self.network.config):
+            return
+        mine, its = student.head.state_dict(), self.network.head.state_dict()
+        if all(name in mine and mine[name].shape == value.shape for name, value in its.items()):
+            student.head.load_state_dict(its, strict=False)
+
+    def loss(
+        self, student: PolicyNetwork, batch: TrainingBatch, generator: torch.Generator, noise_samples: int, progress: float
+    ) -> Float[Tensor, ""]:
+        """Mean loss over the batch; the counterpart of `PolicyNetwork.loss`."""
+        objective, own = student.config.objective, with_noise_levels(self.network.config.objective)
+        with torch.no_grad():
+            seen = self.network.encoder(batch.observed)
+        field = own.field(self.network.head, self.network.null_condition)
+        lesson = Lesson(
+            teacher=Teacher(field, seen),
+            solve=ode_of(own, self.network.head, field),
+            chunk=student.units(batch.observed).normalise(batch.action),
+            condition=student.encoder(batch.observed) if self.method.train_encoder else seen,
+            weight=batch.weight,
+            generator=generator,
+            progress=progress,
+        )
+        losses: Tensor = self.method.loss(objective, student.head, lesson.repeated(noise_samples))  # type: ignore[arg-type]
+        return losses.mean()
+
+
+def _same_form(student: PolicyConfig, teacher: PolicyConfig) -> bool:
+    """Do both heads answer the same question? A flow map's diagonal is the velocity of a CondOT flow."""
+    return _form(student) == _form(teacher)
+
+
+def _form(config: PolicyConfig) -> tuple[object, str]:
+    objective = with_noise_levels(config.objective)
+    return (CondOT(), "velocity") if isinstance(objective, FlowMap) else (objective.path, objective.prediction)
