@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kineflow.contracts import KineflowError
-from kineflow.policies.field import Chunk, Tokens
+from kineflow.policies.field import Chunk, Head, Tokens
 from kineflow.policies.losses import Losses, Weight, draw_normal, row_mean
 from kineflow.policies.paths import over
 
@@ -87,7 +87,7 @@ class MixFlow:
 
     def loss(
         self,
-        head: nn.Module,
+        head: Head,
         guess: Guess,
         actions: Chunk,
         condition: Tokens | None,
@@ -103,7 +103,7 @@ class MixFlow:
         return row_mean((velocity - (actions - start)) ** 2, weight) + self.divergence_weight * guess.divergence()
 
     @torch.no_grad()
-    def sample(self, head: nn.Module, guess: Guess, noise: Chunk, condition: Tokens | None, share: float) -> Chunk:
+    def sample(self, head: Head, guess: Guess, noise: Chunk, condition: Tokens | None, share: float) -> Chunk:
         """Euler from the mixed guess; `share` w = 0 needs no previous chunk, 1 trusts it entirely."""
         if not 0 <= share <= 1:
             raise KineflowError(f"share is {share:g}; it mixes the guess with white noise and lies in [0, 1]")
