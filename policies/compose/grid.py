@@ -19,7 +19,10 @@ from torch import Tensor
 
 from kineflow.contracts import KineflowError
 from kineflow.policies.paths import NoisePath, variance_preserving
+from kineflow.policies.time_grids import TimeGrid
 
+UNIFORM = TimeGrid()
+SLACK = 1e-6  # a level computed on another path or in float32 is the same level
 LARGEST_START = 0.1  # alpha: a start that ignores this share of the chunk biases every sample (leading grids: 0.14 to 0.23)
 
 
@@ -42,24 +45,33 @@ class Levels:
         return self.path.to_lambda(times) + self.log_ratio
 
 
-def common_grid(policies: Sequence[Levels], steps: int) -> Float[Tensor, "N1"]:
-    """`steps` levels, uniform in the time of the leading policy, and +inf: for a single policy its own uniform grid."""
+def common_grid(policies: Sequence[Levels], steps: int, grid: TimeGrid = UNIFORM) -> Float[Tensor, "N1"]:
+    """`steps` levels and +inf: the grid of the leading policy, moved into the range that all know. A single policy keeps its own.
+
+    Only uniform (trailing) grids can be moved; others must lie inside, but may end early.
+    """
     low, high = common_range(policies)
     leader = min(policies, key=lambda p: math.inf if p.path.num_steps is None else p.path.num_steps)
+    if grid.name not in ("uniform", "trailing"):
+        lambdas = grid(leader.path, steps) + leader.log_ratio
+        lambdas = torch.cat([lambdas[:-1][lambdas[:-1] <= high + SLACK], lambdas[-1:]])
+        check_grid(policies, lambdas)
+        return lambdas
     most = leader.path.num_steps
     first, last = leader.path.from_lambda(torch.tensor([low, high], dtype=torch.float64) - leader.log_ratio).tolist()
+    share = torch.arange(steps, dtype=torch.float64) / max(steps, 1)
     if most is not None:
-        levels = torch.arange(math.ceil(first * most - 1e-9), math.floor(last * most + 1e-9) + 1, dtype=torch.float64)
-        most = len(levels)
-    if steps < 1 or (most is not None and steps > most):
-        limit = "" if most is None else f" and at most {most}, the levels of '{leader.name}' that all policies know"
-        raise KineflowError(f"steps is {steps}; it must be at least 1{limit}")
-    share = torch.arange(steps, dtype=torch.float64) / steps
-    if most is not None:
-        times = levels[torch.round(share * most).long()] / leader.path.num_steps
+        levels = torch.arange(math.ceil(first * most - SLACK), math.floor(last * most + SLACK) + 1, dtype=torch.float64)
+        if not 1 <= steps <= len(levels):
+            raise KineflowError(
+                f"steps is {steps}; it must be at least 1 and at most {len(levels)}, the levels of '{leader.name}' that all know"
+            )
+        times = levels[torch.round(share * len(levels)).long()] / most
     else:
         times = first + (1 - first) * share
         times = times[times <= last]  # beyond it a policy knows nothing: its cleanest answer ends the sampling
+        if steps < 1:
+            raise KineflowError(f"steps is {steps}; it must be at least 1")
     return torch.cat([leader.lambdas(times), torch.full((1,), torch.inf, dtype=torch.float64)])
 
 
@@ -85,10 +97,9 @@ def common_range(policies: Sequence[Levels]) -> tuple[float, float]:
 def check_grid(policies: Sequence[Levels], lambdas: Float[Tensor, "N1"]) -> None:
     """KineflowError when a level that will be asked lies outside a policy's range; a last +inf is never asked."""
     asked = lambdas[:-1] if math.isinf(lambdas[-1].item()) else lambdas
-    slack = 1e-6
     for policy in policies:
         low, high = policy.range
-        outside = [lam for lam in asked.tolist() if not low - slack <= lam <= high + slack]
+        outside = [lam for lam in asked.tolist() if not low - SLACK <= lam <= high + SLACK]
         if outside:
             raise KineflowError(
                 f"the grid asks '{policy.name}' at lambda {outside[0]:.4g}, but it was trained between {low:.4g} and {high:.4g} "

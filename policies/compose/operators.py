@@ -73,7 +73,10 @@ class Convex:
 
     def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
         counting = [i for i, counts in enumerate(self.counting()) if counts]
-        answers = [self.fields[i](x, lam, condition) for i in counting]
+        return self.mix([self.fields[i](x, lam, condition) for i in counting], counting, lam)
+
+    def mix(self, answers: Sequence[Chunk], counting: Sequence[int], lam: Level) -> Chunk:
+        """Answers of the counting policies, weighed."""
         if len(answers) == 1:
             return answers[0]
         if self.cover is None and len(self.weights.knots) == 1:
@@ -83,7 +86,7 @@ class Convex:
                 total = total.add(answer, alpha=share)
             return total
         weights = self._shares(lam)[..., counting]
-        return (torch.stack(answers, dim=-1) * weights[:, :, None]).sum(dim=-1)
+        return (torch.stack(list(answers), dim=-1) * weights[:, :, None]).sum(dim=-1)
 
     def counting(self) -> tuple[bool, ...]:
         """Which policies have a weight at some level, or act alone on some step."""
@@ -104,6 +107,20 @@ class Convex:
         weights = weights * cover
         total = weights.sum(dim=-1, keepdim=True)
         return torch.where(total > 0, weights / torch.where(total > 0, total, 1), cover / cover.sum(dim=-1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A baseline for `Convex`: every policy has a noisy chunk of its own, from noise of its own, and all of them step with
+    the weighed answer. The state is `[B, P H, A]`, one chunk after the other; at the end they are one."""
+
+    convex: Convex
+
+    def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
+        counting = [i for i, counts in enumerate(self.convex.counting()) if counts]
+        chunks = x.chunk(len(self.convex.fields), dim=1)
+        mixed = self.convex.mix([self.convex.fields[i](chunks[i], lam, condition) for i in counting], counting, lam)
+        return mixed.repeat(1, len(chunks), 1)
 
 
 @dataclass(frozen=True)

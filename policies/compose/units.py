@@ -12,6 +12,7 @@ that is isotropic for R is not for P, and no single lambda describes it: refused
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from kineflow.contracts import KineflowError
 from kineflow.policies.field import Chunk, Field, Level, Tokens
+from kineflow.policies.normaliser import ActionUnits
 from kineflow.policies.paths import over, variance_preserving
 
 SAME_RATIO = 1e-5  # relative: statistics are float32, so equal ones differ by a few 1e-7
@@ -70,6 +72,54 @@ def scale_ratio(reference: Float[Tensor, "H A"], scale: Float[Tensor, "H A"], na
             "`action_scaling: isotropic` (one factor), or pass --approximate to use the geometric mean of the factors"
         )
     return math.exp(ratios.log().mean().item())
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Units of the common noisy chunk `[N, A]`: the first policy's where it acts, elsewhere those of the first that does.
+
+    Each policy's ratio is fixed on the steps that it shares with those before it, so its own steps keep its ratio.
+    """
+
+    scale: Float[Tensor, "N A"]
+    ratios: tuple[float, ...]
+    owners: tuple[tuple[int, int], ...]  # of each step: the policy whose offset counts, and the step in its own chunk
+
+    @classmethod
+    def of(
+        cls, scales: Sequence[Float[Tensor, "..."]], steps: Sequence[Sequence[int]], names: Sequence[str], *, approximate: bool
+    ) -> Reference:
+        """`scales[i]` `[H_i, A]` is policy i's normaliser, `steps[i]` the places of its actions in the common chunk."""
+        size = 1 + max(max(places) for places in steps)
+        common = scales[0].new_zeros(size, scales[0].shape[-1])
+        owners: dict[int, tuple[int, int]] = {}
+        ratios = []
+        for index, (scale, places, name) in enumerate(zip(scales, steps, names)):
+            shared = [k for k, place in enumerate(places) if place in owners]
+            theirs = common[[places[k] for k in shared]]
+            ratio = scale_ratio(theirs, scale[shared], name, approximate=approximate) if shared else 1.0
+            for k, place in enumerate(places):
+                if place not in owners:
+                    owners[place], common[place] = (index, k), ratio * scale[k]
+            ratios.append(ratio)
+        return cls(common, tuple(ratios), tuple(owners[place] for place in range(size)))
+
+    def units(self, units: Sequence[ActionUnits]) -> ActionUnits:
+        """The common chunk's units for one batch, from each policy's own."""
+        if all(owner == 0 for owner, _ in self.owners):
+            return units[0]
+        rows = max(len(one.offset) for one in units)
+        offsets = [units[owner].offset[:, k].expand(rows, -1) for owner, k in self.owners]
+        return ActionUnits(self.scale, torch.stack(offsets, dim=1))
+
+    def change(self, index: int, common: ActionUnits, own: ActionUnits, steps: Sequence[int]) -> UnitChange | None:
+        """From the common units to policy `index`'s; None where they are the same."""
+        places = list(steps)
+        shift = (common.offset[:, places] - own.offset) / own.scale
+        scale = common.scale[places] / own.scale
+        if self.ratios[index] == 1 and not shift.any() and bool((scale == 1).all()):
+            return None
+        return UnitChange(self.ratios[index], scale, shift)
 
 
 def _place(where: Tensor) -> tuple[int, int]:

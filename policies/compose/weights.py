@@ -53,6 +53,14 @@ class Weights:
         """Each policy's largest weight at any level; zero: it never counts."""
         return tuple(max(column) for column in zip(*(knot.weights for knot in self.knots)))
 
+    def of(self, columns: Sequence[int]) -> Weights:
+        """The weights of some of the policies; the others must never count."""
+        return (
+            self
+            if len(columns) == self.size
+            else Weights(tuple(WeightKnot(knot.t, tuple(knot.weights[i] for i in columns)) for knot in self.knots))
+        )
+
     def at(self, lam: Float[Tensor, "*level"]) -> Float[Tensor, "*level P"]:
         """The weights at each level."""
         table = lam.new_tensor([knot.weights for knot in self.knots])

@@ -74,7 +74,7 @@ def test_leaving_a_range_is_refused() -> None:
 
 
 def test_too_many_steps_and_ranges_that_do_not_meet_are_refused() -> None:
-    with pytest.raises(KineflowError, match="at most 100, the levels of 'ddpm'"):
+    with pytest.raises(KineflowError, match="at most 100, the levels of 'ddpm' that all know"):
         common_grid([FLOW, DDPM], 101)
     with pytest.raises(KineflowError, match="steps is 0"):
         common_grid([FLOW], 0)
