@@ -134,7 +134,7 @@ class Attention(nn.Module):
         return math.sqrt(math.log(max(length, 2)) / math.log(max(self.horizon, 2)) / size)
 
     def _split(self, x: Float[Tensor, "B T W"]) -> Heads:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class RMSNorm(nn.Module):

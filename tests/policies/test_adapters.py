@@ -101,11 +101,11 @@ def test_a_new_set_changes_nothing(config: MLP | DiT | FlagDiT | UNet) -> None:
 def test_fine_tuning_moves_the_loss_and_not_the_base() -> None:
     """A base for chunks around 0, an embodiment whose chunks are around 1.5: a twelfth of the weights brings most of it back."""
     net = head(HEADS[0])
-    fit(net, list(net.parameters()), 0.0, 200)
+    fit(net, list(net.parameters()), 0.0, 100)
     at_home, abroad, before = validation(net, 0.0), validation(net, 1.5), weights(net)
     adapters = EmbodimentAdapters(net, rank=2)
     trainable = list(adapters.add("arm"))
-    fit(net, trainable, 1.5, 200)
+    fit(net, trainable, 1.5, 100)
     assert abroad > 2 * at_home
     assert validation(net, 1.5) < at_home + 0.3 * (abroad - at_home)
     assert same(weights(net), before)
