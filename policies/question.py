@@ -58,7 +58,7 @@ def question(policy: Policy, observation: Observation, request: SamplingRequest)
     objective = network.config.objective
     if not isinstance(objective, _HasField):
         raise KineflowError(
-            f"a {type(objective).__name__} policy has no noise levels, so nothing to search or stream; take a flow or diffusion one"
+            f"a {type(objective).__name__} policy has no noise levels, so nothing to search; take a flow or diffusion one"
         )
     encoded = network.encode(observation)
     field = objective.field(network.head, network.null_condition, request.guidance_scale)

@@ -188,8 +188,8 @@ class BackwardCoherence:
         expected = (len(actions), *actions.shape[2:])
         if prefix.actions.shape != expected or prefix.soft_mask.shape != expected[:2]:
             raise ContractError(
-                f"request.prefix has actions {prefix.actions.shape} and mask {prefix.soft_mask.shape}, the policy needs {expected} "
-                f"and {expected[:2]}; pad the rest of the old chunk and give the padding mask 0"
+                f"request.prefix has actions {prefix.actions.shape} and mask {prefix.soft_mask.shape}, the policy needs "
+                f"{expected} and {expected[:2]}; pad the rest of the old chunk and give the padding mask 0"
             )
         target, mask = (
             torch.as_tensor(v, dtype=actions.dtype, device=actions.device) for v in (prefix.actions, prefix.soft_mask)
