@@ -111,6 +111,8 @@ def load_policy(source: str | Path, device: str = "cpu", *, weights: str = "ema"
         CheckpointError: nothing usable there, or the weights do not give the recorded output.
     """
     folder = find_checkpoint(source, revision)
+    if (folder / "compose.yaml").is_file():
+        raise CheckpointError(f"{folder}: holds a composed policy; load it with kineflow.policies.load.load_policy")
     contract = read_contract(folder)
     network = PolicyNetwork(load_config(PolicyConfig, folder / "config.yaml"), contract.interface, contract.statistics)
     load_weights(network, folder / f"{weights}.safetensors")

@@ -40,7 +40,7 @@ def test_mixed_fields_are_the_weighed_ones_in_physical_units(make: Make, observa
     asked = composed.question(observation, ask())
     own = [question(p, observation, ask()) for p in (flow, diffusion)]
     lam = torch.linspace(-2, 2, 5)
-    alpha, sigma = torch.sigmoid(2 * lam).sqrt()[:, None, None], torch.sigmoid(-2 * lam).sqrt()[:, None, None]
+    alpha = torch.sigmoid(2 * lam).sqrt()[:, None, None]
     x = torch.randn(5, 8, 2, generator=torch.Generator().manual_seed(0))
     physical = (x / alpha) * asked.units.scale + asked.units.offset  # a + noise of std sigma / alpha * scale
     answers = []
