@@ -83,6 +83,23 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", type=Path, metavar="RUN", help="continue this run where its last checkpoint is")
     train.add_argument("--minutes", type=_positive, help="choose `steps` so that training takes about this long here")
 
+    distill = _verb(
+        verbs,
+        "distill",
+        _distill,
+        "train a few-call student of a trained run; config fields can follow",
+        overrides=True,
+    )
+    distill.add_argument("teacher", type=Path, metavar="RUN", help="run folder of the teacher")
+    distill.add_argument(
+        "--method", default="psd", help="psd, lsd, meanflow, imf, reflow, slimflow, onestep, arcflow or bifm (default psd)"
+    )
+    distill.add_argument("--student", help='its head: a kind, YAML such as "{kind: MLP, width: 64}", or a file (default: same)')
+    distill.add_argument("--steps", type=int, default=1, help="network calls for a chunk (default 1)")
+    distill.add_argument("--minutes", type=_positive, help="choose the training steps so that training takes about this long")
+    distill.add_argument("--training-steps", type=int, help="optimiser steps (default: those of the teacher)")
+    distill.add_argument("--run", type=Path, metavar="OUT", help="run folder to make (default RUN_METHOD)")
+
     evaluate = _verb(
         verbs, "eval", _eval, "evaluate a policy closed loop; any field of the evaluation config can follow", overrides=True
     )
@@ -97,6 +114,33 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--minutes", type=_positive, default=6.0, help="training budget of each config, minutes (default 6)")
     compare.add_argument("--episodes", type=int, default=200)
     compare.add_argument("--out", type=Path, default=Path("runs/compare"))
+
+    compose = _verb(
+        verbs,
+        "compose",
+        _compose,
+        "make one policy of several trained ones; with --search, fields of the search config can follow",
+        overrides=True,
+    )
+    compose.add_argument(
+        "policies", nargs="+", help="run folders, checkpoint folders or hub names; or one YAML file that has them"
+    )
+    compose.add_argument("--run", type=Path, required=True, metavar="OUT", help="folder to make; loads like any policy")
+    compose.add_argument("--weights", help="one for each policy, in sum 1: 0.3,0.7")
+    compose.add_argument(
+        "--schedule", help="weights by noise level instead, T:W,W;... with T from 0 (noise) to 1: 0:1,0;1:0.3,0.7"
+    )
+    compose.add_argument("--search", action="store_true", help="look for weights on search seeds, report on other seeds")
+    compose.add_argument("--config", default="compose/pusht", help="search config (default compose/pusht)")
+    compose.add_argument("--operator", choices=["convex", "and", "or"])
+    compose.add_argument("--solver", help="ddim, heun, dpmpp2m, ddpm, sde, ... (default: the policies' own, or ddim)")
+    compose.add_argument("--steps", type=int, help="default: the most that one of the policies takes")
+    compose.add_argument(
+        "--diffusion", type=float, metavar="K", help="of solver sde; a growing K goes to the product of densities"
+    )
+    compose.add_argument("--execution", type=int, help="executed steps of each chunk (default: the shortest of the policies)")
+    compose.add_argument("--approximate", action="store_true", help="accept action scales that differ by a factor per dimension")
+    compose.add_argument("--link", action="store_true", help="name the policies by relative path instead of copying them in")
 
     bench = _verb(verbs, "bench", _bench, "measure ours beside a reference in one run")
     bench.add_argument("name", choices=["head", "train", "all"])
@@ -208,13 +252,30 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _distill(args: argparse.Namespace) -> int:
+    from kineflow.policies.distillation.distill import distill
+
+    run = distill(
+        args.teacher,
+        args.method,
+        student=args.student,
+        steps=args.steps,
+        run=args.run,
+        minutes=args.minutes,
+        training_steps=args.training_steps,
+        overrides=args.overrides,
+    )
+    _show(args, {"run": str(run)}, lambda: print(f"distilled: {run}   next: kineflow compare {args.teacher} {run}"))
+    return 0
+
+
 def _eval(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from kineflow.config import load_config
-    from kineflow.policies.checkpoint import load_policy
     from kineflow.policies.eval_result import EvalConfig
     from kineflow.policies.evaluation import evaluate, render_result
+    from kineflow.policies.load import load_policy
 
     config = load_config(EvalConfig, args.config, args.overrides)
     policy = load_policy(args.policy)
@@ -233,6 +294,21 @@ def _compare(args: argparse.Namespace) -> int:
 
     table = compare(args.policies, minutes=args.minutes, episodes=args.episodes, out=args.out)
     _show(args, table.to_json(), table.print)
+    return 0
+
+
+def _compose(args: argparse.Namespace) -> int:
+    from kineflow.config import ConfigError, load_config
+    from kineflow.policies.compose.build import build, composition_options
+    from kineflow.policies.compose.search import SearchConfig
+
+    if args.search and (args.weights or args.schedule):
+        raise ConfigError("--search looks for the weights itself; leave --weights and --schedule out, or leave --search out")
+    if args.overrides and not args.search:
+        raise ConfigError(f"{' '.join(args.overrides)}: only --search has a configuration to change; see kineflow compose --help")
+    searched = load_config(SearchConfig, args.config, args.overrides) if args.search else None
+    built = build(args.policies, args.run, composition_options(vars(args)), link=args.link, searched=searched)
+    _show(args, built.to_json(), built.print)
     return 0
 
 

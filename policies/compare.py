@@ -15,11 +15,12 @@ from rich.table import Table
 from kineflow.config import load_config
 from kineflow.contracts import KineflowError
 from kineflow.policies.budget import choose_threads, fit_to_minutes
-from kineflow.policies.checkpoint import checkpoint_steps, load_policy
+from kineflow.policies.checkpoint import checkpoint_steps
 from kineflow.policies.demo import demo_store
 from kineflow.policies.eval_result import EvalConfig, EvalResult
 from kineflow.policies.evaluation import evaluate
 from kineflow.policies.intervals import Estimate, bootstrap_interval
+from kineflow.policies.load import load_policy
 from kineflow.policies.samplers import SOLVERS
 from kineflow.policies.time_grids import TimeGrid
 from kineflow.policies.train import TrainConfig, resume_run, train
@@ -103,7 +104,7 @@ def compare(policies: Sequence[str], *, minutes: float, episodes: int, out: Path
 
 def _trained(source: str, minutes: float, out: Path) -> Path:
     """The run folder of `source`, training or resuming it first when `source` is a configuration."""
-    if (Path(source) / "checkpoints").is_dir():
+    if _is_policy(source):
         return Path(source)
     config = load_config(TrainConfig, source)
     run = out / Path(source).stem
@@ -128,13 +129,18 @@ def _trained(source: str, minutes: float, out: Path) -> Path:
     return run
 
 
+def _is_policy(source: str) -> bool:
+    """A run folder, or a folder of `kineflow compose`."""
+    return (Path(source) / "checkpoints").is_dir() or (Path(source) / "contract.json").is_file()
+
+
 def _fixed(config: TrainConfig) -> TrainConfig:
     """The configuration without what is measured on the machine."""
     return replace(config, steps=0, validate_every=0, checkpoint_every=0, threads=0)
 
 
 def _refuse_equal_names(policies: Sequence[str]) -> None:
-    sources = {source for entry in policies if not (Path(source := entry.partition("@")[0]) / "checkpoints").is_dir()}
+    sources = {source for entry in policies if not _is_policy(source := entry.partition("@")[0])}
     names = [Path(source).stem for source in sources]
     if twice := {name for name in names if names.count(name) > 1}:
         raise KineflowError(f"two configurations are called {sorted(twice)}, so they would share a run folder; rename one")
@@ -170,7 +176,7 @@ def _entry(name: str, run: Path, result: EvalResult, reference: EvalResult) -> E
         result.success_rate,
         difference,
         result.policy_call_ms.p50,
-        checkpoint_steps(run)[-1],
+        (checkpoint_steps(run) or [0])[-1],  # a composed policy was not trained
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
@@ -19,6 +19,8 @@ from kineflow.policies.compose.policy import ComposedPolicy, compose
 from kineflow.policies.compose.report import build_search_report
 from kineflow.policies.compose.search import MakeEnvironment, SearchConfig, SearchResult, search
 from kineflow.policies.compose.weights import WeightKnot
+from kineflow.policies.samplers import SolverName
+from kineflow.policies.time_grids import TimeGrid
 
 YAML = (".yaml", ".yml")
 
@@ -30,6 +32,18 @@ class Built:
     policy: ComposedPolicy
     folder: Path
     result: SearchResult | None
+
+    def print(self) -> None:
+        """For a person."""
+        console, weights = Console(), ", ".join(f"{w:g}" for w in self.policy.composition.weights)
+        console.print(f"composed: {' + '.join(self.policy.names)}  {f'weights {weights}' if weights else ''}", highlight=False)
+        if self.result:
+            gain, best = self.result.gain, self.policy.names[self.result.best_parent]
+            console.print(
+                f"minus the better parent ({best}): {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]", highlight=False
+            )
+            console.print(f"report: {self.folder / 'search' / 'report.html'}", soft_wrap=True, highlight=False)
+        console.print(f"next: kineflow eval {self.folder}", soft_wrap=True, highlight=False)
 
     def to_json(self) -> dict[str, Any]:
         composition = self.policy.composition
@@ -80,6 +94,23 @@ def build(
     return Built(policy, out, result)
 
 
+def composition_options(typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of Composition from the command line; what was not typed is left out."""
+    if typed.get("solver") not in (None, *get_args(SolverName)):
+        raise KineflowError(f"--solver {typed['solver']}: one of {', '.join(get_args(SolverName))}")
+    plain = ("operator", "solver", "steps", "diffusion", "execution")
+    options: dict[str, Any] = {name: typed[name] for name in plain if typed.get(name) is not None}
+    if typed.get("grid"):
+        options["grid"] = TimeGrid.parse(typed["grid"])
+    if typed.get("approximate"):
+        options["approximate"] = True
+    if typed.get("weights"):
+        options["weights"] = parse_weights(typed["weights"])
+    if typed.get("schedule"):
+        options["schedule"] = parse_schedule(typed["schedule"])
+    return options
+
+
 def parse_schedule(text: str) -> tuple[WeightKnot, ...]:
     """`0:1,0;1:0.3,0.7` is all weight on the first policy at t = 0 (noise), 0.3 and 0.7 at t = 1 (data), linear between."""
     try:
@@ -104,6 +135,8 @@ def _read(sources: Sequence[str], options: dict[str, Any]) -> tuple[list[str], d
     config = load_config(Composition, file)
     written = {name: getattr(config, name) for name in Composition.__dataclass_fields__ if name != "parents"}
     local = [str(file.parent / p) if (file.parent / p).exists() else p for p in config.parents]
+    if options.keys() & {"weights", "schedule"}:  # what is typed replaces both
+        written |= {"weights": (), "schedule": ()}
     return local, written | options
 
 
