@@ -142,7 +142,7 @@ class _Limits:
     def of(cls, limits: ActionLimits, groups: list[list[int]], chunk: Tensor) -> _Limits:
         rows = len(chunk) // len(groups)
         low, high, rate, acceleration = (
-            torch.tensor([[values[d] for d in group] for group in groups]).to(chunk).repeat(rows, 1)[:, None]
+            torch.tensor([[values[d] for d in group] for group in groups], dtype=torch.float64).to(chunk).repeat(rows, 1)[:, None]
             for values in (limits.low, limits.high, limits.max_rate, limits.max_acceleration)
         )
         plane, dt = limits.plane if len(groups[0]) == 2 else None, limits.step_s
@@ -153,7 +153,7 @@ class _Limits:
 
     def nearest(self, chunk: Tensor, past: Tensor) -> Tensor:
         """`chunk` `[N, H, D]` projected; solved for its distance from a motion that is always possible."""
-        safe = self._returning(chunk, past, effort=1)
+        safe = self._returning(chunk, past, effort=1.0)
         room, offsets = self._room(safe, past)
         broken = (room < -TOLERANCE).any(dim=1) | (offsets.norm(dim=-1) > self.speed + TOLERANCE).any(dim=1)
         if broken.any():  # some limit must give way; with some effort in reserve the motion still has a choice
@@ -168,7 +168,10 @@ class _Limits:
         # A limit that even the safe motion breaks is loosened to it.
         planes = Planes(torch.cat(normals), room.clamp(min=0))
         balls = Balls(maps.unflatten(0, (-1, len(identity))), offsets, offsets.norm(dim=-1).clamp(min=self.speed))
-        return safe + nearest((chunk - safe).flatten(1), planes, balls).view_as(chunk)
+        wanted = (chunk - safe).flatten(1)
+        moved = nearest(wanted, planes, balls)
+        kept = (moved == wanted).all(dim=1)[:, None, None]  # as it is, to the last bit
+        return torch.where(kept, chunk, safe + moved.view_as(chunk))
 
     def _room(self, chunk: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """How far `chunk` is from each linear limit, `[N, M]`, and what the limit in the plane bounds, `[N, K, D]`."""
@@ -197,7 +200,7 @@ class _Limits:
         """Rows that are positive where a unicycle (v, omega) turns too sharply."""
         assert isinstance(self.plane, Unicycle)
         curvature = 1 / self.plane.min_turn_radius
-        return torch.tensor([[-curvature, 1], [-curvature, -1]]).to(like)
+        return torch.tensor([[-curvature, 1], [-curvature, -1]], dtype=torch.float64).to(like)
 
     def _returning(self, chunk: Tensor, past: Tensor, effort: float) -> Tensor:
         """Staying where the robot is, or returning into the limits with a share of what it may, `[N, H, D]`."""

@@ -131,7 +131,7 @@ def continue_prefix(prefix: CommittedPrefix, shape: tuple[int, ...], units: Acti
         raise ContractError("a prefix needs weights from 0 to 1 and finite actions where they are above 0; drop this prefix")
     previous = units.normalise(torch.from_numpy(actions).to(units.scale))
     weight = torch.from_numpy(mask).to(units.scale)
-    return lambda field: RealTimeChunking(field, previous, weight, steps, beta=min(DEFAULT_BETA, steps))
+    return lambda field: RealTimeChunking(field, previous, weight, steps, beta=min(DEFAULT_BETA, float(steps)))
 
 
 @dataclass(frozen=True)
