@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from kineflow.contracts import KineflowError, PolicyContract
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.windows import WindowReader, WindowSampler
 from kineflow.policies.checkpoint import ChunkPolicy, checkpoint_steps, load_weights, network_tensors, read_contract
+from kineflow.policies.distillation.teacher_policy import TeacherPolicy
 from kineflow.policies.ema import ExponentialMovingAverage
 from kineflow.policies.golden import golden_pair
 from kineflow.policies.observed import Observed
@@ -77,8 +79,11 @@ class Trainer:
         if config.symmetry:
             interface = self.data.interface
             config.symmetry.check(state_spec(interface, config.policy.features), interface.action.vector, interface.cameras)
+        self.teacher = self._teacher()
         torch.manual_seed(config.seed)  # initial weights
         self.network = PolicyNetwork(config.policy, self.data.interface, self.data.statistics).to(self.device)
+        if self.teacher:
+            self.teacher.prepare(self.network)
         self.ema = ExponentialMovingAverage(self.network, config.optimiser.ema_decay)
         self.optimizer = adamw(self.network, config.optimiser.learning_rate, config.optimiser.weight_decay)
         self.sampler = WindowSampler(len(self.data.training), config.batch_size, config.seed)
@@ -142,7 +147,7 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            loss = self.network.loss(batch, self.generator, self.config.noise_samples)
+            loss = self._loss(self.network, batch, self.config.noise_samples, self.step / self.config.steps)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimiser.gradient_clip)
         if not torch.isfinite(norm):
@@ -160,8 +165,22 @@ class Trainer:
         chunks = np.array_split(np.arange(len(self.data.validation)), max(1, len(self.data.validation) // self.config.batch_size))
         network = self.ema.network
         with self._autocast():
-            losses = [float(network.loss(self._batch(i, self.data.validation), self.generator)) * len(i) for i in chunks]
+            losses = [float(self._loss(network, self._batch(i, self.data.validation), 1, 1.0)) * len(i) for i in chunks]
         return sum(losses) / len(self.data.validation)
+
+    def _loss(self, network: PolicyNetwork, batch: TrainingBatch, noise_samples: int, progress: float) -> Tensor:
+        if self.teacher:
+            return self.teacher.loss(network, batch, self.generator, noise_samples, progress)
+        return network.loss(batch, self.generator, noise_samples)
+
+    def _teacher(self) -> TeacherPolicy | None:
+        """Loaded once; the student takes its statistics, so that both mean the same by a normalised chunk."""
+        config = self.config
+        if config.distillation is None:
+            return None
+        teacher = TeacherPolicy.load(config.distillation, config.policy, self.data.interface, str(self.device))
+        self.data = replace(self.data, statistics=dict(teacher.contract.statistics))
+        return teacher
 
     def _batch(self, indices: np.ndarray, reader: WindowReader, *, augment: bool = False) -> TrainingBatch:
         window = reader.read(indices)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from kineflow.policies.augmentation import AffineSymmetry
+from kineflow.policies.distillation.methods import Distillation
 from kineflow.policies.optimiser import Optimiser
 from kineflow.policies.policy import PolicyConfig
 
@@ -31,3 +32,4 @@ class TrainConfig:
     threads: int = 0  # 0: `kineflow train` measures whether one or all cores are faster
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the GPU has it
     device: str = "auto"
+    distillation: Distillation | None = None  # learn from a trained policy: see kineflow distill

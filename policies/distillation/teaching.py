@@ -22,7 +22,7 @@ from kineflow.policies.losses import Weight
 from kineflow.policies.objectives import Diffusion, FlowMatching
 from kineflow.policies.paths import CondOT, over
 from kineflow.policies.samplers import SOLVERS, RowNoise, SolverName
-from kineflow.policies.time_grids import uniform_time_grid
+from kineflow.policies.time_grids import TimeGrid
 
 # The teacher's ODE as it is deployed: noise and its own tokens to the chunk; the same noise always gives the same chunk.
 Solve: TypeAlias = Callable[[Chunk, Tokens | None], Chunk]
@@ -97,8 +97,8 @@ def ode_of(objective: FlowMatching | Diffusion | FlowMap, head: Head, field: Fie
             return jump_along(average_velocity(head, condition), noise, times, NOTHING_FRESH)
 
         return jumps
-    path = CondOT() if isinstance(objective, FlowMap) else objective.path
-    lambdas = uniform_time_grid(path, objective.steps)
+    grid, path = (TimeGrid(), CondOT()) if isinstance(objective, FlowMap) else (objective.grid, objective.path)
+    lambdas = grid(path, objective.steps)
     solver = SOLVERS[deterministic(cast(SolverName, objective.solver))]
     return lambda noise, condition: solver(field, noise, lambdas, condition, NOTHING_FRESH)
 
