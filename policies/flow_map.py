@@ -1,6 +1,6 @@
 """Flow maps: heads that jump. `head(x, t, condition, end)` is the average velocity from time t to `end`; N jumps make a chunk.
 
-    z = noise at t = 0;   z <- z + (t' - t) head(z, t, condition, t')  for 0 = t_0 < ... < t_N = 1
+    z = noise at t = 0;   z <- z + (t' - t) head(z, t, condition, t') along 0 = t_0 < ... < t_N = 1
 
 One head serves every N, N = 1 included (any-step sampling, as in AnyFlow), and its diagonal, `end` left out, is an ordinary
 velocity: `FlowMap.field` is solved, guided and composed like that of any flow policy. The clock is CondOT, t = 0 noise.
@@ -13,6 +13,7 @@ Field is guided. A FlowMap therefore has no null condition; without a teacher, g
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,7 +40,9 @@ from kineflow.policies.flow_map_losses import (
 from kineflow.policies.guidance import Clip
 from kineflow.policies.losses import Losses, TimeDensity, Weight, draw_normal, draw_times, row_mean
 from kineflow.policies.paths import CondOT, over
-from kineflow.policies.samplers import SOLVERS, Noise, RowNoise, SolverName, uniform_time_grid
+from kineflow.policies.samplers import RowNoise, SolverName, solver_of
+from kineflow.policies.stepping import Noise
+from kineflow.policies.time_grids import TimeGrid
 
 ADAPTIVE_FLOOR = 0.01  # MeanFlow's
 
@@ -91,12 +94,15 @@ class FlowMap:
     time_density: TimeDensity = "uniform"
     solver: SolverName | Literal["jump"] = "jump"
     steps: int = 1
+    grid: TimeGrid = dataclasses.field(default_factory=TimeGrid)
+    diffusion: float = 1.0  # k of the solver "sde"
     gamma: float = 0.0  # share of the noise that each jump renews: 0 none, 1 all of it
     clip: float = math.inf  # bound on the denoised chunk while a solver samples
     condition_dropout: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
-        uniform_time_grid(CondOT(), self.steps)
+        self.grid(CondOT(), self.steps)
+        solver_of("euler" if self.solver == "jump" else self.solver, self.diffusion)
         if not 0 < self.diagonal < 1:
             raise KineflowError(f"FlowMap.diagonal is {self.diagonal:g}; velocity and jumps both need rows, so between 0 and 1")
         for name, share in (("jumps_to_data", self.jumps_to_data), ("gamma", self.gamma)):
@@ -137,18 +143,22 @@ class FlowMap:
 
     def sample(self, head: Head, noise: RowNoise, condition: Tokens | None, options: SampleOptions = DEFAULT_OPTIONS) -> Chunk:
         self._refuse_guidance(options.guidance_scale)
-        steps = self.steps if options.steps is None else options.steps
-        lambdas = uniform_time_grid(CondOT(), steps)
+        lambdas = self.grid(CondOT(), self.steps if options.steps is None else options.steps)
         if self.solver != "jump":
             denoise = self.field(head)
             denoise = options.guide(denoise) if options.guide else denoise
-            return SOLVERS[self.solver](denoise, noise.draw(), lambdas, condition, noise)
+            return solver_of(self.solver, self.diffusion)(denoise, noise.draw(), lambdas, condition, noise)
         if options.guide:
             raise KineflowError("a flow map's jumps have no noise levels to guide at; use solver euler (or another), not jump")
-        return jump_along(average_velocity(head, condition), noise.draw(), torch.sigmoid(lambdas), noise, self.gamma)
+        times, norm = torch.sigmoid(lambdas), torch.hypot(torch.sigmoid(lambdas), torch.sigmoid(-lambdas)).tolist()
+        z = jump_along(average_velocity(head, condition), noise.draw() * norm[0], times, noise, self.gamma)
+        return z / norm[-1]  # canonical scaling, like any solver's; both norms are 1 from noise to data
 
     def sampler_spec(self) -> SamplerSpec:
-        return SamplerSpec(str(CondOT()), "average velocity", self.solver, self.steps)
+        diffusion = self.diffusion if self.solver == "sde" else None
+        return SamplerSpec(
+            str(CondOT()), "velocity", self.solver, self.steps, grid=str(self.grid), clip=self.clip, diffusion=diffusion
+        )
 
     def _draw(self, actions: Chunk, generator: torch.Generator) -> tuple[Jumps, slice]:
         """A jump for each row, and which rows stay where they are (end = start) to train the velocity."""
