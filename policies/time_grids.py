@@ -33,6 +33,7 @@ GridName = Literal["uniform", "trailing", "shifted", "edm", "lambda", "leading"]
 Levels = Float[Tensor, "N"]  # lambda of each call, without the +inf at the end
 
 EDM_ENDS = (-math.log(80.0), -math.log(0.002))  # sigma_max and sigma_min of Karras et al. 2022
+SAME_LEVEL = 1e-6  # of lambda: a level computed on another path or in float32 is the same level
 LAMBDA_ENDS = (-math.log(80.0), 3.7)  # 3.7: the cleanest level of 100 DDPM steps; beyond it sigma < 0.025
 
 
@@ -99,7 +100,7 @@ class TimeGrid:
     def _from_noisiest(self, path: NoisePath, steps: int, ends: tuple[float, float]) -> Levels:
         low, high = self._ends_on(path, ends)
         noisiest = lambda_range(path)[0]
-        front = [noisiest] if noisiest < low else []
+        front = [noisiest] if noisiest < low - SAME_LEVEL else []
         share = torch.linspace(0, 1, steps - len(front), dtype=torch.float64)
         if self.name == "edm":
             start, end = math.exp(-low / self.rho), math.exp(-high / self.rho)
@@ -138,8 +139,7 @@ def refuse_outside(path: NoisePath, lambdas: Float[Tensor, "N1"], owner: str) ->
     low, high = lambda_range(path)
     asked = lambdas[:-1] if lambdas[-1] == math.inf else lambdas
     first, last = float(asked[0]), float(asked[-1])
-    slack = 1e-6  # a level computed on another path or in float32 is the same level
-    if first < low - slack or last > high + slack:
+    if first < low - SAME_LEVEL or last > high + SAME_LEVEL:
         raise KineflowError(
             f"the time grid runs from lambda {first:.4g} to {last:.4g}, but {owner} was trained on {path}, lambda from {low:.4g} "
             f"to {high:.4g}; use a grid of that path (where policies are mixed: of the one with the smallest range)"
