@@ -92,6 +92,6 @@ class _Past:
         """The rows `[B]` in which the next term of the polynomial is small beside the velocity at 1 - t = `left`."""
         s = self.left - left
         term = s[0] * s[1] * s[2] * self.differences()[2]
-        small = term.flatten(1).norm(dim=1) <= tolerance * self.v[0].flatten(1).norm(dim=1)
-        known: Tensor = ~torch.isnan(self.left[3]).flatten(1).any(dim=1)
+        small: Tensor = term.flatten(1).norm(dim=1) <= tolerance * self.v[0].flatten(1).norm(dim=1)
+        known = ~torch.isnan(self.left[3]).flatten(1).any(dim=1)
         return known & small

@@ -58,8 +58,7 @@ class StreamBatch:
         pair = torch.stack([levels[:count], levels[1 : count + 1]]).repeat_interleave(rows, dim=1)  # [2, N B]
         repeated = None if condition is None else condition.repeat(count, *(1,) * (condition.ndim - 1))
         self.calls += 1
-        flat = latents.flatten(0, 1)
-        return ddim(field, flat, pair, repeated, _Unused()).unflatten(0, (count, rows))
+        return ddim(field, latents.flatten(0, 1), pair, repeated, _Unused()).reshape(latents.shape)
 
 
 class _Unused:

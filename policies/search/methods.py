@@ -56,7 +56,7 @@ class Judge:
             raise KineflowError(f"a search of {self.budget} calls tried to make call {self.used + count}: a bug in the method")
         self.used += count
         condition = None if self.condition is None else self.condition.repeat_interleave(count, dim=0)
-        sample = self.field(x.flatten(0, 1), lam.repeat_interleave(count), condition).unflatten(0, (rows, count))
+        sample = self.field(x.flatten(0, 1), lam.repeat_interleave(count), condition).reshape(x.shape)
         scores = self.score(sample).to(x.dtype)
         if scores.shape != (rows, count) or not bool(torch.isfinite(scores).all()):
             raise KineflowError(

@@ -124,14 +124,14 @@ STEPS = [Steps.rollover(60, finish=60), Steps.rollover(60, 6.0, finish=60), Step
 
 @pytest.mark.parametrize("steps", STEPS)
 def test_steps_keep_the_marginals(steps: Steps) -> None:
-    states, chunk = run_steps(steps, gaussian(), Bulk(10_000))
+    states, chunk = run_steps(steps, gaussian(), Bulk(6000))
     for lam, x in zip(steps.lambdas[::10], states[::10]):
         alpha, sigma = (v.item() for v in variance_preserving(torch.tensor(lam, dtype=DOUBLE)))
         assert x.var().item() == pytest.approx((alpha * STD) ** 2 + sigma**2, rel=0.08)
     mean, std = chain_law(steps)
     assert (mean, std) == (pytest.approx(MEAN, abs=0.01), pytest.approx(STD, abs=0.02))
-    assert chunk.mean().item() == pytest.approx(mean, abs=5 * STD / 100)
-    assert chunk.std().item() == pytest.approx(std, rel=0.03)
+    assert chunk.mean().item() == pytest.approx(mean, abs=5 * STD / math.sqrt(6000))
+    assert chunk.std().item() == pytest.approx(std, rel=0.04)
 
 
 def test_noise_of_the_paper_is_g_not_two_g() -> None:
@@ -165,8 +165,8 @@ class Uncorrected(Steps):
 
 def test_noise_without_score_inflates_the_variance() -> None:
     right = STEPS[0]
-    _, chunk = run_steps(Uncorrected(right.lambdas, right.churn), gaussian(), Bulk(10_000))
-    _, control = run_steps(right, gaussian(), Bulk(10_000))
+    _, chunk = run_steps(Uncorrected(right.lambdas, right.churn), gaussian(), Bulk(4000))
+    _, control = run_steps(right, gaussian(), Bulk(4000))
     assert control.var().item() == pytest.approx(STD**2, rel=0.1)
     assert chunk.var().item() > 1.5 * STD**2
 
@@ -258,6 +258,15 @@ def test_rollover_beats_best_of_n_at_equal_budget() -> None:
     published = Steps.rollover(10, finish=0)
     assert variance_preserving(torch.tensor(published.lambdas[-1]))[1].item() == pytest.approx(0.925, abs=1e-3)
     assert mean_score(RolloverBudgetForcing(published)) < best
+
+
+def test_rollover_starts_from_the_best_noise() -> None:
+    """One level leaves nothing to propose: the best of the first noises, by the score of the chunk denoised in one step."""
+    lam = -1.0
+    chunk = RolloverBudgetForcing(Steps((lam,), ()), first=6)(gaussian(), first_number, rows(5), None, 9)
+    noise = rows(5)
+    samples = torch.stack([gaussian()(noise.draw(), torch.full((5,), lam, dtype=DOUBLE), None) for _ in range(6)])
+    torch.testing.assert_close(chunk, samples.amax(dim=0))
 
 
 def test_leftover_budget_rolls_over() -> None:
