@@ -218,7 +218,9 @@ def average_velocity(head: Head, condition: Tokens | None) -> AverageVelocity:
     def u(x: Chunk, start: Times, end: Times) -> Chunk:
         if dropout:
             torch.manual_seed(seed)
-        return call(x, start, condition, end).to(x.dtype)
+        # Under autocast the encoder answers in bfloat16, which a head outside autocast (derivatives) cannot mix with float32.
+        given = None if condition is None else condition.to(x.dtype)
+        return call(x, start, given, end).to(x.dtype)
 
     return u
 

@@ -26,7 +26,7 @@ from kineflow.policies.checkpoint import load_policy
 from kineflow.policies.ema import ExponentialMovingAverage
 from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.unet import UNet
-from kineflow.policies.objectives import MIP, Diffusion, FlowMatching, Regression
+from kineflow.policies.objectives import MIP, Diffusion, FlowMap, FlowMatching, Regression
 from kineflow.policies.optimiser import Optimiser, adamw
 from kineflow.policies.policy import PolicyNetwork, TrainingBatch
 from kineflow.policies.train import TrainConfig, Trainer, TrainError, resume_run, train
@@ -158,13 +158,13 @@ def test_diverging_training_stops(config: TrainConfig, tmp_path: Path) -> None:
 
 
 HEADS = [UNet(channels=(8, 16), groups=4, signal_width=16), DiT(width=16, depth=1, attention_heads=2)]
-OBJECTIVES = [FlowMatching(per_action_time=True), Diffusion(), Regression(), MIP()]
+OBJECTIVES = [FlowMatching(per_action_time=True), Diffusion(), FlowMap(method="lsd"), Regression(), MIP()]
 
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda h: type(h).__name__)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)
 def test_every_head_with_every_objective(
-    config: TrainConfig, tmp_path: Path, head: UNet | DiT, objective: FlowMatching | Diffusion | Regression | MIP
+    config: TrainConfig, tmp_path: Path, head: UNet | DiT, objective: FlowMatching | Diffusion | FlowMap | Regression | MIP
 ) -> None:
     policy = replace(config.policy, head=head, objective=objective, action_scaling="range")
     config = replace(config, policy=policy, steps=3, validate_every=3)
