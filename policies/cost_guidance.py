@@ -5,7 +5,8 @@ Sampling exp(-cost) p(a) shifts the denoised chunk by the posterior covariance o
     a_hat' = a_hat - Cov(a | x) grad cost(a_hat) / (1 + curvature P)          Cov(a | x) = (sigma^2 / alpha) d a_hat / dx
 
 and for a Gaussian of std s0 the covariance is P = s0^2 sigma^2 / V, V = alpha^2 s0^2 + sigma^2, regular at both ends. The
-denominator accounts for a_hat being uncertain: exact for a Gaussian and a quadratic cost with that second derivative.
+denominator accounts for a_hat being uncertain: exact for a Gaussian and a quadratic cost with that second derivative. Without
+it, a steep cost throws the chunk back and forth, further each time.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ class CostGuidance:
     field: Field
     cost: Cost
     data_std: float = 1.0  # s0, of the normalised actions; 1 fits "gaussian" scaling, about 0.5 the others
-    curvature: float = 0.0  # second derivative of the cost, in units of the chunk
+    curvature: float | None = None  # second derivative of the cost, in units of the chunk; None: measured along its gradient
     jacobian: Literal["gaussian", "exact"] = "gaussian"
 
     def __post_init__(self) -> None:
-        if not self.data_std > 0 or self.curvature < 0:
+        if not self.data_std > 0 or (self.curvature is not None and self.curvature < 0):
             raise KineflowError(
-                f"CostGuidance needs data_std > 0 and curvature >= 0, got {self.data_std:g} and {self.curvature:g}; "
-                "leave a concave cost at curvature 0"
+                f"CostGuidance needs data_std > 0 and curvature >= 0, got {self.data_std:g} and {self.curvature}; "
+                "leave out the curvature of a concave cost"
             )
 
     def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
@@ -61,33 +62,36 @@ class CostGuidance:
         variance = self.data_std**2 * sigma**2 / (alpha**2 * self.data_std**2 + sigma**2)
         if self.jacobian == "gaussian":
             sample = self.field(x, lam, condition).detach()
-            shift = variance * _gradient(self.cost, sample)
+            slope, curvature = _derivatives(self.cost, sample)
+            shift = variance * slope
         else:
-            sample, direct, through = _gradients(self.field, self.cost, x, lam, condition)
-            shift = torch.where(alpha == 0, variance * direct, sigma**2 / torch.where(alpha == 0, 1, alpha) * through)
-        return sample - shift / (1 + self.curvature * variance)
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                answer = self.field(x, lam, condition)
+            sample = answer.detach()
+            slope, curvature = _derivatives(self.cost, sample)
+            (through,) = torch.autograd.grad(answer, x, slope)
+            shift = torch.where(alpha == 0, variance * slope, sigma**2 / torch.where(alpha == 0, 1, alpha) * through)
+        curvature = curvature if self.curvature is None else torch.full_like(curvature, self.curvature)
+        return sample - shift / (1 + curvature * variance)
 
 
-def _gradient(cost: Cost, sample: Chunk) -> Chunk:
+def _derivatives(cost: Cost, sample: Chunk) -> tuple[Chunk, Float[Tensor, "B 1 1"]]:
+    """Gradient of the cost and its second derivative along the gradient, zero where it curves down or has none."""
     with torch.enable_grad():
         sample = sample.clone().requires_grad_()
-        return torch.autograd.grad(_summed(cost, sample), sample)[0]
-
-
-def _gradients(field: Field, cost: Cost, x: Chunk, lam: Level, condition: Tokens | None) -> tuple[Chunk, Chunk, Chunk]:
-    """The denoised chunk, the cost's gradient there, and that gradient carried back to `x` through the field."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        sample = field(x, lam, condition)
-        direct, through = torch.autograd.grad(_summed(cost, sample), (sample, x))
-    return sample.detach(), direct, through
-
-
-def _summed(cost: Cost, sample: Chunk) -> Float[Tensor, ""]:
-    rows = cost(sample)
-    if rows.shape != sample.shape[:1] or not rows.requires_grad:
-        raise KineflowError(
-            f"a cost must give one differentiable number per row [{len(sample)}], got shape {list(rows.shape)}"
-            f"{'' if rows.requires_grad else ' without a gradient'}; compute it in torch from the chunk and sum over [H, A]"
-        )
-    return rows.sum()
+        rows = cost(sample)
+        if rows.shape != sample.shape[:1] or not rows.requires_grad:
+            raise KineflowError(
+                f"a cost must give one differentiable number per row [{len(sample)}], got shape {list(rows.shape)}"
+                f"{'' if rows.requires_grad else ' without a gradient'}; compute it in torch from the chunk and sum over [H, A]"
+            )
+        (slope,) = torch.autograd.grad(rows.sum(), sample, create_graph=True)
+        along, bend = slope.detach(), None
+        if slope.requires_grad:
+            (bend,) = torch.autograd.grad(slope, sample, along, allow_unused=True)
+    power = along.square().sum(dim=(1, 2), keepdim=True)
+    if bend is None:
+        return along, torch.zeros_like(power)
+    curvature = (bend * along).sum(dim=(1, 2), keepdim=True) / torch.where(power > 0, power, 1)
+    return along, curvature.clamp(min=0)

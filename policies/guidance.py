@@ -73,15 +73,19 @@ class OneTimeGuidance:
     and other sums depend on the prediction type. Its "self" variant takes the known input as the negative: here that is the
     previous plan, so scale > 1 would push the new plan AWAY from it; use Real-Time Chunking to stay near.
 
+    At low noise a_c follows x while a_n stands still, and the chunk would run away as exp((scale - 1) lambda). So lambda above
+    `below` is not guided; high noise, which chooses the plan, is.
+
         network.predict(observation, request, guide=lambda units: OneTimeGuidance(network.null_condition, 2.0))
     """
 
     null_condition: Float[Tensor, "#B N D"]
     scale: float
+    below: float = 0.0
 
     def __call__(self, field: Field) -> Field:
         """A Field for one chunk: its first call, at the noisiest level, fixes the negative."""
-        return _RememberedNegative(field, self.null_condition, self.scale)
+        return _RememberedNegative(field, self.null_condition, self.scale, self.below)
 
 
 @dataclass
@@ -89,6 +93,7 @@ class _RememberedNegative:
     field: Field
     null_condition: Tensor
     scale: float
+    below: float
     negative: Chunk | None = None
 
     def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
@@ -100,7 +105,8 @@ class _RememberedNegative:
             positive, self.negative = both.chunk(2)
         else:
             positive = self.field(x, lam, condition)
-        return self.negative + self.scale * (positive - self.negative)
+        guided = self.negative + self.scale * (positive - self.negative)
+        return torch.where(over(lam <= self.below, x), guided, positive)
 
 
 @dataclass(frozen=True)

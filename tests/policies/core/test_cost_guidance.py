@@ -44,10 +44,12 @@ def guided(**options: object) -> CostGuidance:
     return CostGuidance(gaussian(PRIOR_MEAN, PRIOR_STD), misfit, **settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("curvature", [None, 1 / NOISE_VARIANCE])
 @pytest.mark.parametrize("jacobian", ["gaussian", "exact"])
-def test_linear_gaussian_posterior_at_every_level(jacobian: str) -> None:
+def test_linear_gaussian_posterior_at_every_level(jacobian: str, curvature: float | None) -> None:
+    """Whether the cost's curvature is given or measured."""
     x = chunks(len(LEVELS))
-    answer = guided(jacobian=jacobian)(x, LEVELS, None)
+    answer = guided(jacobian=jacobian, curvature=curvature)(x, LEVELS, None)
     torch.testing.assert_close(answer, posterior()(x, LEVELS, None), rtol=1e-12, atol=1e-12)
 
 
@@ -118,5 +120,20 @@ def test_costs_of_another_kind_are_refused(cost: Callable[[torch.Tensor], torch.
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(KineflowError, match="needs data_std > 0 and curvature >= 0, got 1 and -2"):
+    with pytest.raises(KineflowError, match=r"needs data_std > 0 and curvature >= 0, got 1 and -2\.0"):
         CostGuidance(gaussian(0, 1), misfit, curvature=-2.0)
+
+
+def test_steep_costs_run_away_only_without_their_curvature() -> None:
+    """Negative control: 400 times the stiffness that a step bears; measured along the gradient it is what keeps the chunk."""
+    steep = lambda chunk: 200 * (chunk - 1).square().sum(dim=(1, 2))  # noqa: E731
+    lambdas, noise = torch.linspace(-3, 3, 8, dtype=DOUBLE), RowNoise(np.arange(2), (3, 2), DOUBLE)
+    held, free = (heun(CostGuidance(gaussian(0, 1), steep, curvature=c), noise.draw(), lambdas, None, noise) for c in (None, 0.0))
+    assert (held - 1).abs().max() < 0.2
+    assert free.abs().max() > 1e6
+
+
+def test_costs_with_kinks_need_no_second_derivative() -> None:
+    field = CostGuidance(gaussian(0, 1), lambda chunk: (chunk - 1).abs().sum(dim=(1, 2)))
+    x, lam = torch.zeros(2, 3, 2, dtype=DOUBLE), torch.zeros(2, dtype=DOUBLE)
+    torch.testing.assert_close(field(x, lam, None), torch.full_like(x, 0.5), rtol=1e-12, atol=0)

@@ -13,7 +13,8 @@ from scipy.integrate import solve_ivp
 
 from kineflow.contracts import KineflowError
 from kineflow.policies.analytic import Mixture
-from kineflow.policies.guidance import ClassifierFreeGuidance, Clip
+from kineflow.policies.field import Field
+from kineflow.policies.guidance import ClassifierFreeGuidance, Clip, IntervalBlend, OneTimeGuidance, in_order
 from kineflow.policies.paths import CondOT, PathPoint, VPLinear, variance_preserving
 from kineflow.policies.predictions import Denoised, Prediction, from_denoised, to_denoised
 from kineflow.policies.samplers import RowNoise, ddim, heun
@@ -193,3 +194,107 @@ def test_clip_rederives_the_noise() -> None:
     assert (stepped - kept).abs().item() > 0.5
     end = torch.tensor([0.0, math.inf], dtype=DOUBLE)
     assert ddim(Clip(law, -1.0, 1.0), x, end, None, RowNoise(np.arange(1), (1, 1), DOUBLE)).item() == 1.0
+
+
+# One-time negatives, blends, order
+
+
+def solved(guided: Field, steps: int, rows: int = 3) -> torch.Tensor:
+    lambdas = torch.cat([lambda_grid(-3, 3, steps - 1), torch.tensor([math.inf], dtype=DOUBLE)])
+    noise = RowNoise(np.arange(rows), (1, 1), DOUBLE)
+    return ddim(guided, noise.draw(), lambdas, tokens(rows), noise)
+
+
+def test_one_time_guidance_takes_one_call_more_than_none() -> None:
+    """N + 1 calls for N steps (classifier-free guidance: 2 N), the first two in one batch."""
+    switch = Switch(two_modes((-1.0, 0.5), 0.3), gaussian(0.2, 1.0))
+    solved(OneTimeGuidance(NULL, 2.0)(switch), steps=6)
+    assert switch.batches == [6, 3, 3, 3, 3, 3]
+    assert sum(switch.batches) == (6 + 1) * 3
+    switch.batches.clear()
+    solved(ClassifierFreeGuidance(switch, NULL, 2.0), steps=6)
+    assert sum(switch.batches) == 2 * 6 * 3
+
+
+def test_one_time_guidance_is_exact_at_the_first_level_and_keeps_its_negative() -> None:
+    switch = Switch(two_modes((-1.0, 0.5), 0.3), two_modes((-0.2, 1.0), 0.8))
+    x, first, later = (
+        torch.linspace(-1, 1, 4, dtype=DOUBLE)[:, None, None],
+        -torch.ones(4, dtype=DOUBLE),
+        torch.zeros(4, dtype=DOUBLE),
+    )
+    guided = OneTimeGuidance(NULL, 2.5)(switch)
+    whole = ClassifierFreeGuidance(switch, NULL, 2.5)(x, first, tokens(4))
+    torch.testing.assert_close(guided(x, first, tokens(4)), whole, rtol=1e-14, atol=1e-14)
+    negative = switch(x, first, torch.zeros(4, 1, 1, dtype=DOUBLE))
+    expected = negative + 2.5 * (switch(x, later, tokens(4)) - negative)
+    torch.testing.assert_close(guided(x, later, tokens(4)), expected, rtol=1e-14, atol=1e-14)
+    with pytest.raises(KineflowError, match="needs a condition, got None"):
+        guided(x, first, None)
+
+
+def test_one_time_guidance_moves_the_law_and_does_not_run_away() -> None:
+    """Guided at high noise it moves beyond m_c, away from m_u. Negative control: at every level, nothing holds it."""
+    switch = Switch(gaussian(0.8, 0.4), gaussian(-0.3, 0.4))
+    held, free = (solved(OneTimeGuidance(NULL, 2.0, below)(switch), steps=30, rows=100) for below in (0.0, math.inf))
+    assert 1.0 < held.mean().item() < 1.9
+    assert held.std().item() < 0.8
+    assert free.std().item() > 3
+
+
+def test_the_known_plan_as_negative_pushes_away_from_it() -> None:
+    """Why there is no "self" variant: with the previous plan a_0 as the negative, the result lies beyond the law's mean."""
+    previous, law, scale = 0.4, gaussian(0.8, 0.4), 2.0
+    x, lam = torch.zeros(1, 1, 1, dtype=DOUBLE), torch.zeros(1, dtype=DOUBLE)
+    guided = previous + scale * (law(x, lam, None) - previous)
+    assert (guided - previous).abs() > 1.9 * (law(x, lam, None) - previous).abs()
+
+
+def test_blend_is_the_base_at_low_noise_bit_for_bit() -> None:
+    base, tuned = Switch(gaussian(0.0, 0.5), gaussian(0, 1)), Switch(gaussian(1.0, 0.5), gaussian(0, 1))
+    x, lam = torch.zeros(4, 1, 1, dtype=DOUBLE), torch.tensor([-2.0, -0.5, 0.0, 1.0], dtype=DOUBLE)
+    blend = IntervalBlend(base, tuned, 0.3, below=-0.5)
+    out, plain, other = blend(x, lam, tokens(4)), base(x, lam, tokens(4)), tuned(x, lam, tokens(4))
+    assert torch.equal(out[2:], plain[2:])
+    torch.testing.assert_close(out[:2], 0.7 * plain[:2] + 0.3 * other[:2], rtol=1e-15, atol=1e-15)
+    tuned.batches.clear()
+    blend(x, lam + 5, tokens(4))
+    assert tuned.batches == []  # low noise costs one call
+    assert torch.equal(IntervalBlend(base, tuned, 1.0)(x, lam, tokens(4)), other)
+    with pytest.raises(KineflowError, match=r"share is 1\.5; it is the tuned field's weight"):
+        IntervalBlend(base, tuned, 1.5)
+
+
+def test_blend_of_gaussians_everywhere_is_their_composition() -> None:
+    """Equal variances, all levels: N((1 - share) m_b + share m_t, S); on high noise alone the mean lies between."""
+    base, tuned = gaussian(0.0, 0.4), gaussian(1.0, 0.4)
+    x, lam = torch.linspace(-2, 2, 9, dtype=DOUBLE)[:, None, None], torch.linspace(-4, 4, 9, dtype=DOUBLE)
+    blended = IntervalBlend(base, tuned, 0.3)(x, lam, None)
+    torch.testing.assert_close(blended, gaussian(0.3, 0.4)(x, lam, None), rtol=1e-12, atol=1e-12)
+    mean = solved(IntervalBlend(base, tuned, 0.3, below=0.0), steps=60, rows=1) - solved(base, steps=60, rows=1)
+    assert 0.02 < mean.item() < 0.29
+
+
+def test_guides_apply_in_order_the_last_nearest_to_the_solver() -> None:
+    shift = lambda field: lambda x, lam, condition: field(x, lam, condition) + 3  # noqa: E731
+    clip = lambda field: Clip(field, -1.0, 1.0)  # noqa: E731
+    x, lam = torch.zeros(1, 1, 1, dtype=DOUBLE), torch.zeros(1, dtype=DOUBLE)
+    both = in_order(None, shift, clip)
+    assert both is not None
+    assert both(gaussian(0.0, 1.0))(x, lam, None).item() == 1.0
+    assert in_order(None, None) is None
+
+
+def test_mixture_against_torchdiffeq() -> None:
+    """The same reference from another library: dopri5 on dy/dlambda = a_hat - y of a guided two-mode law."""
+    odeint = pytest.importorskip("torchdiffeq").odeint
+    guided = ClassifierFreeGuidance(Switch(two_modes((-1.0, 0.6), 0.3), two_modes((-0.3, 1.2), 0.7)), NULL, 2.0)
+    noise, start, end = torch.linspace(-2, 2, 7, dtype=DOUBLE)[:, None, None], -4.0, 4.0
+
+    def slope(lam: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return guided(y * torch.sqrt(torch.sigmoid(2 * lam)), lam.expand(7), tokens(7)) - y  # y = x / alpha
+
+    span = torch.tensor([start, end], dtype=DOUBLE)
+    reference = odeint(slope, noise * math.hypot(1, math.exp(-start)), span, rtol=1e-8, atol=1e-9, method="dopri5")[-1]
+    ours = heun(guided, noise, lambda_grid(start, end, 400), tokens(7), RowNoise(np.arange(7), (1, 1), DOUBLE))
+    torch.testing.assert_close(ours * math.hypot(1, math.exp(-end)), reference, rtol=0, atol=5e-4)
