@@ -150,7 +150,8 @@ class FlowMap:
             return solver_of(self.solver, self.diffusion)(denoise, noise.draw(), lambdas, condition, noise)
         if options.guide:
             raise KineflowError("a flow map's jumps have no noise levels to guide at; use solver euler (or another), not jump")
-        times, norm = torch.sigmoid(lambdas), torch.hypot(torch.sigmoid(lambdas), torch.sigmoid(-lambdas)).tolist()
+        times = torch.sigmoid(lambdas)
+        norm: list[float] = torch.hypot(times, torch.sigmoid(-lambdas)).tolist()
         z = jump_along(average_velocity(head, condition), noise.draw() * norm[0], times, noise, self.gamma)
         return z / norm[-1]  # canonical scaling, like any solver's; both norms are 1 from noise to data
 

@@ -44,7 +44,8 @@ class TimeEmbedding(nn.Module):
         hidden: Tensor = self.inputs(features.to(self.inputs.weight.dtype))
         embedded: Tensor = self.outputs(F.silu(hidden))
         if self.gap is not None:
-            return embedded + self.gap(torch.zeros_like(t) if end is None else end - t)
+            gap: Tensor = self.gap(torch.zeros_like(t) if end is None else end - t)
+            return embedded + gap
         if end is not None:
             raise KineflowError("this head has one time and cannot jump to `end`; build it with two_times=True (flow maps do)")
         return embedded
