@@ -9,7 +9,7 @@ import torch
 
 from kineflow.policies.field import Chunk, Field, Tokens
 from kineflow.policies.paths import variance_preserving
-from kineflow.policies.stepping import FlowClock, Grid, Noise, levels_of, quotient
+from kineflow.policies.stepping import FlowClock, Grid, Noise, levels_of, like, quotient
 
 
 def dpmpp2m(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, fresh: Noise) -> Chunk:
@@ -25,8 +25,9 @@ def dpmpp2m(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None,
     keep = torch.where(sigma[:-1] == 0, 1, quotient(sigma[1:], sigma[:-1]))
     jump = -alpha[1:] * torch.expm1(-h)
     gain = torch.where(sigma[2:] == 0, 0, quotient(h[1:], 2 * h[:-1]))  # 1 / (2 r), from the second step on
+    keep, jump, gain = like(noise, keep, jump, gain)
     x, before = noise, noise
-    for k in range(len(h)):
+    for k in range(len(keep)):
         sample = field(x, levels[k], condition)
         ahead = sample if k == 0 else sample + gain[k - 1] * (sample - before)
         x, before = keep[k] * x + jump[k] * ahead, sample
@@ -54,11 +55,12 @@ def _adams_bashforth(field: Field, noise: Chunk, lambdas: Grid, condition: Token
     """
     levels, lam = levels_of(lambdas, noise)
     clock = FlowClock.at(lam)
-    h, share, final, rate = clock.steps, clock.shares, clock.final, quotient(1.0, clock.left)
-    z = noise * clock.norm[0]
+    h, share, final, rate = like(noise, clock.steps, clock.shares, clock.final, quotient(1.0, clock.left))
+    norm = clock.norm.to(noise)
+    z = noise * norm[0]
     v, d1 = torch.zeros_like(z), torch.zeros_like(z)
     for k in range(len(h)):
-        sample = field(z / clock.norm[k], levels[k], condition)
+        sample = field(z / norm[k], levels[k], condition)
         before, v, d1_before = v, rate[k] * (sample - z), d1
         if k == 1 and order > 2:
             z = torch.where(final[0], z, z + h[0] / 2 * (v - before))
@@ -70,4 +72,4 @@ def _adams_bashforth(field: Field, noise: Chunk, lambdas: Grid, condition: Token
             d2 = quotient(d1 - d1_before, h[k - 1] + h[k - 2])
             move = move + h[k] ** 2 * (h[k] / 3 + h[k - 1] / 2) * d2
         z = torch.where(final[k], torch.lerp(z, sample, share[k]), z + move)
-    return z / clock.norm[-1]
+    return z / norm[-1]

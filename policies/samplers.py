@@ -35,6 +35,7 @@ from kineflow.policies.stepping import (
     Noise as Noise,
     Sampler as Sampler,
     levels_of,
+    like,
     only_final,
     quotient,
     spread,
@@ -78,7 +79,8 @@ def euler(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, f
     """
     levels, lam = levels_of(lambdas, noise)
     clock = FlowClock.at(lam)
-    norm, share, z = clock.norm, clock.shares, noise * clock.norm[0]
+    norm, share = like(noise, clock.norm, clock.shares)
+    z = noise * norm[0]
     for k in range(len(share)):
         z = torch.lerp(z, field(z / norm[k], levels[k], condition), share[k])
     return z / norm[-1]
@@ -142,7 +144,8 @@ def _renewing(
     std = sigma[1:] * torch.sqrt(new)
     # With eps_hat = (x - alpha a_hat) / sigma a step reads x' = keep x + jump a_hat + std z.
     keep = torch.where(sigma[:-1] == 0, 1, quotient(sigma[1:] * torch.sqrt(1 - new), sigma[:-1]))
-    jump, x = alpha[1:] - keep * alpha[:-1], noise
+    keep, jump, std = like(noise, keep, alpha[1:] - keep * alpha[:-1], std)
+    x = noise
     for k in range(len(keep)):
         x = keep[k] * x + jump[k] * field(x, levels[k], condition)
         x = x + std[k] * fresh.draw() if strength else x
@@ -155,10 +158,13 @@ def _runge_kutta(
     """Explicit rules in which each stage starts from the velocity of the stage before: at z + c h v for each c of `nodes`."""
     levels, lam = levels_of(lambdas, noise)
     clock = FlowClock.at(lam)
-    norm, share, final, h = clock.norm, clock.shares, clock.final, clock.steps
-    rate = quotient(1.0, clock.left)
-    between = [spread(_between(lambdas, c), noise) for c in nodes]
-    stages = [(c, w, stage, FlowClock.at(lam)) for c, w, (stage, lam) in zip(nodes, weights[1:], between)]
+    norm, share, final, h = like(noise, clock.norm, clock.shares, clock.final, clock.steps)
+    rate = quotient(1.0, clock.left).to(noise)
+    stages = []
+    for c, weight in zip(nodes, weights[1:]):
+        stage, between = spread(_between(lambdas, c), noise)
+        at = FlowClock.at(between)
+        stages.append((c, weight, stage, at.norm.to(noise), quotient(1.0, at.left).to(noise)))
     last, z = only_final(final), noise * norm[0]
     for k in range(len(h)):
         sample = field(z / norm[k], levels[k], condition)
@@ -166,9 +172,9 @@ def _runge_kutta(
         if not last[k]:
             v = rate[k] * (sample - z)
             mean = weights[0] * v
-            for c, weight, stage, at in stages:
+            for c, weight, stage, stage_norm, stage_rate in stages:
                 middle = z + c * h[k] * v
-                v = quotient(field(middle / at.norm[k], stage[k], condition) - middle, at.left[k])
+                v = stage_rate[k] * (field(middle / stage_norm[k], stage[k], condition) - middle)
                 mean = mean + weight * v
             ahead = torch.where(final[k], ahead, z + h[k] * mean)
         z = ahead
@@ -179,6 +185,7 @@ def _between(lambdas: Tensor, share: float) -> Tensor:
     """The level of each step at this share of its way on the CondOT clock."""
     if share == 1:
         return lambdas[1:]
+    lambdas = lambdas.double()
     t, left = (torch.lerp(level[:-1], level[1:], share) for level in (torch.sigmoid(lambdas), torch.sigmoid(-lambdas)))
     return torch.log(t) - torch.log(left)
 

@@ -38,7 +38,9 @@ class Sampler(Protocol):
 
 
 def levels_of(lambdas: Grid, x: Chunk) -> tuple[list[Tensor], Tensor]:
-    """The grid in the dtype of `x`: as levels `[B]` or `[B, H]` for the Field, and with axes to broadcast over `x`.
+    """The grid as levels `[B]` or `[B, H]` for the Field, in the dtype of `x`, and in float64 with axes to broadcast over `x`.
+
+    Coefficients are made of the latter and rounded once (`like`): differences of float32 lambdas would lose two digits more.
 
     Raises:
         KineflowError: fewer than two levels, or levels that do not ascend.
@@ -52,7 +54,12 @@ def spread(lambdas: Grid, x: Chunk) -> tuple[list[Tensor], Tensor]:
     """The same for levels in any order."""
     grid = lambdas.to(x)
     levels = grid[:, None].expand(-1, len(x)).contiguous() if grid.ndim == 1 else grid
-    return list(levels.unbind()), grid.reshape(grid.shape + (1,) * (x.ndim + 1 - grid.ndim))
+    return list(levels.unbind()), lambdas.double().reshape(lambdas.shape + (1,) * (x.ndim + 1 - lambdas.ndim))
+
+
+def like(x: Chunk, *coefficients: Tensor) -> list[Tensor]:
+    """Coefficients in the dtype and on the device of `x`; masks stay masks."""
+    return [c.to(x.device) if c.dtype == torch.bool else c.to(x) for c in coefficients]
 
 
 @dataclass(frozen=True)
