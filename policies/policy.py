@@ -43,6 +43,7 @@ from kineflow.policies.policy_statistics import (
     state_spec,
     training_statistics,
 )
+from kineflow.policies.privileged import Probe
 from kineflow.policies.real_time_chunking import continue_prefix
 from kineflow.policies.samplers import RowNoise
 
@@ -60,6 +61,7 @@ class PolicyConfig:
     encoder: State | Vision
     features: tuple[str, ...] = ("state",)
     cameras: tuple[str, ...] = ()
+    privileged: tuple[str, ...] = ()  # features that supervise a Vision encoder in training, absent when it acts
     # Names of the state dimensions that the action dimensions are measured from, at the last observed step; empty: absolute.
     relative_to: tuple[str, ...] = ()
     action_scaling: Scaling = "gaussian"
@@ -84,6 +86,7 @@ class TrainingBatch:
     observed: Observed
     action: Float[Tensor, "B H A"]
     weight: Float[Tensor, "B H"]
+    privileged: Float[Tensor, "B F"] | None = None  # geometry of the privileged features
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,8 @@ class PolicyNetwork(nn.Module):
         self.register_buffer("action_scale", chunk.scale.view(horizons.prediction, -1), persistent=False)
         jumps = {"two_times": True} if isinstance(config.objective, FlowMap) else {}  # other heads need not know the word
         self.head = config.head.build(horizons.prediction, self.action_dim, self.encoder.token_shape, **jumps)
+        seen = statistics.get("privileged_state")
+        self.probe = Probe(self.encoder.token_shape, seen) if config.privileged and seen else None
         self.null_condition = (
             nn.Parameter(torch.zeros(1, *self.encoder.token_shape)) if config.objective.condition_dropout > 0 else None
         )
@@ -121,10 +126,12 @@ class PolicyNetwork(nn.Module):
 
     def loss(self, batch: TrainingBatch, generator: torch.Generator, noise_samples: int = 1) -> Float[Tensor, ""]:
         """Mean loss over the batch. Each window is encoded once and seen under `noise_samples` noises and times."""
-        condition = self._hide(self.encoder(batch.observed), generator)
+        encoded = self.encoder(batch.observed)
+        condition = self._hide(encoded, generator)
         chunk = self.units(batch.observed).normalise(batch.action)
         repeated = [v.repeat(noise_samples, *(1,) * (v.ndim - 1)) for v in (chunk, condition, batch.weight)]
-        return self.config.objective.loss(self.head, repeated[0], repeated[1], generator, repeated[2]).mean()
+        loss = self.config.objective.loss(self.head, repeated[0], repeated[1], generator, repeated[2]).mean()
+        return loss if self.probe is None or batch.privileged is None else loss + self.probe(encoded, batch.privileged).mean()
 
     @torch.no_grad()
     def encode(self, observation: Observation) -> Encoded:

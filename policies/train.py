@@ -35,7 +35,6 @@ from kineflow.policies.golden import golden_pair
 from kineflow.policies.observed import Observed
 from kineflow.policies.optimiser import adamw
 from kineflow.policies.policy import PolicyConfig, PolicyNetwork, TrainingBatch
-from kineflow.policies.policy_statistics import state_spec
 from kineflow.policies.provenance import package_versions
 from kineflow.policies.train_config import TrainConfig as TrainConfig
 from kineflow.policies.train_state import commit_folder, load_train_state, save_train_state
@@ -78,7 +77,7 @@ class Trainer:
         self.data = TrainingData.load(EpisodeStore.open(config.store), config.policy, config.validation_fraction, config.seed)
         if config.symmetry:
             interface = self.data.interface
-            config.symmetry.check(state_spec(interface, config.policy.features), interface.action.vector, interface.cameras)
+            config.symmetry.check(self.data.state, interface.action.vector, interface.cameras)
         self.teacher = self._teacher()
         torch.manual_seed(config.seed)  # initial weights
         self.network = PolicyNetwork(config.policy, self.data.interface, self.data.statistics).to(self.device)
@@ -188,8 +187,10 @@ class Trainer:
             window = self.config.symmetry(window, np.random.default_rng((self.config.seed, self.step)))
         weight = ~window.action_is_pad if self.config.mask_padding else np.ones_like(window.action_is_pad)
         images = {name: self._moved(frames) for name, frames in window.images.items()}
-        seen = Observed(self._moved(window.state), images)
-        return TrainingBatch(seen, self._moved(window.action), self._moved(weight.astype(np.float32)))
+        state, size = self._moved(window.state), len(self.network.state_statistics.mean)
+        known = self.data.privileged(state[..., size:]) if self.data.privileged else None
+        seen = Observed(state[..., :size], images)
+        return TrainingBatch(seen, self._moved(window.action), self._moved(weight.astype(np.float32)), known)
 
     def _moved(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from kineflow.contracts import FeatureStatistics, Interface
+from kineflow.contracts import FeatureStatistics, Interface, KineflowError, VectorSpec
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.windows import WindowReader, split_episodes
+from kineflow.policies.encoders.state import StateFeatures
+from kineflow.policies.encoders.vision import Vision
 from kineflow.policies.policy import PolicyConfig
-from kineflow.policies.policy_statistics import narrowed
+from kineflow.policies.policy_statistics import narrowed, state_spec, statistics_of
 
 
 @dataclass(frozen=True)
@@ -22,16 +25,33 @@ class TrainingData:
     interface: Interface
     statistics: dict[str, FeatureStatistics]
     dataset_hash: str
+    state: VectorSpec  # of the windows: the policy's features, then the privileged ones
+    privileged: StateFeatures | None  # geometry of the privileged features
 
     @classmethod
     def load(cls, store: EpisodeStore, policy: PolicyConfig, validation_fraction: float, seed: int) -> TrainingData:
         """Split the episodes of `store` by `seed`; raises KineflowError when a feature is missing or not finite."""
         interface = narrowed(store.interface, policy.features, policy.cameras)
         chosen, held_out = (split.tolist() for split in split_episodes(store.num_episodes, validation_fraction, seed))
-        training, validation = (
-            WindowReader(store, policy.features, policy.horizons, split, policy.cameras) for split in (chosen, held_out)
-        )
+        read = (*policy.features, *policy.privileged)
+        training, validation = (WindowReader(store, read, policy.horizons, split, policy.cameras) for split in (chosen, held_out))
         whole, raw = training.read(np.arange(len(training)), images=False), store.statistics(chosen)
         kept = {name: raw[name] for name in (*policy.features, "action")}
-        statistics = policy.statistics(interface, kept, whole.state, whole.action)
-        return cls(training, validation, interface, statistics, store.fingerprint())
+        size = state_spec(interface, policy.features).size
+        statistics = policy.statistics(interface, kept, whole.state[..., :size], whole.action)
+        geometry = _privileged_geometry(policy, store.interface)
+        if geometry:
+            known = geometry(torch.from_numpy(whole.state[..., size:]).double())
+            statistics["privileged_state"] = statistics_of(known.numpy())
+        return cls(training, validation, interface, statistics, store.fingerprint(), state_spec(store.interface, read), geometry)
+
+
+def _privileged_geometry(policy: PolicyConfig, offered: Interface) -> StateFeatures | None:
+    if not policy.privileged:
+        return None
+    if not isinstance(policy.encoder, Vision):
+        raise KineflowError(
+            f"policy.privileged names {policy.privileged}, which supervise a Vision encoder; "
+            f"the encoder is a {type(policy.encoder).__name__}: make them features, or leave them out"
+        )
+    return policy.encoder.state.geometry(state_spec(offered, policy.privileged), policy.horizons.observation)
