@@ -81,9 +81,7 @@ def _head(text: str) -> HeadConfig:
     if isinstance(data, str) and data.endswith((".yaml", ".yml")):
         raise DistillationError(f"--student {text}: no such file")
     if isinstance(data, dict) and "policy" in data:  # a whole experiment: its head
-        data = data["policy"]
-    if isinstance(data, dict) and "kind" not in data and "head" in data:
-        data = data["head"]
+        data = data["policy"]["head"]
     named = {"kind": data} if isinstance(data, str) else data
     head: HeadConfig = from_plain(HeadConfig, named, f"--student {text}")
     return head

@@ -37,7 +37,11 @@ class MapDistillation:
     def student(self, teacher: PolicyConfig, head: HeadConfig | None, steps: int) -> PolicyConfig:
         """How the student is built and sampled."""
         with_noise_levels(teacher.objective)
-        return replace(teacher, head=head or teacher.head, objective=FlowMap(method=self.method, steps=steps))
+        # The diagonal starts (nearly) right, so most rows jump. MeanFlow's weight by its own error is what keeps its derivative
+        # from running away; with a teacher it costs nothing, because every row's error vanishes at the solution.
+        eulerian = self.method in ("meanflow", "imf", "esd")
+        objective = FlowMap(method=self.method, steps=steps, diagonal=0.5 if eulerian else 0.25, adaptive=eulerian)
+        return replace(teacher, head=head or teacher.head, objective=objective)
 
     def loss(self, objective: FlowMap, head: Head, lesson: Lesson) -> Losses:
         """The map's own loss, with the teacher's velocity on the diagonal."""
@@ -59,7 +63,7 @@ class BiFM:
     def student(self, teacher: PolicyConfig, head: HeadConfig | None, steps: int) -> PolicyConfig:
         """How the student is built and sampled."""
         with_noise_levels(teacher.objective)
-        return replace(teacher, head=head or teacher.head, objective=FlowMap(method="psd", steps=steps))
+        return replace(teacher, head=head or teacher.head, objective=FlowMap(method="psd", steps=steps, diagonal=0.5))
 
     def loss(self, objective: FlowMap, head: Head, lesson: Lesson) -> Losses:
         """Forward map, backward map, and both in a row."""

@@ -57,21 +57,25 @@ class TeacherPolicy:
         self, student: PolicyNetwork, batch: TrainingBatch, generator: torch.Generator, noise_samples: int, progress: float
     ) -> Float[Tensor, ""]:
         """Mean loss over the batch; the counterpart of `PolicyNetwork.loss`."""
-        objective, own = student.config.objective, with_noise_levels(self.network.config.objective)
+        lesson = self.lesson(student, batch, generator, progress).repeated(noise_samples)
+        losses: Tensor = self.method.loss(student.config.objective, student.head, lesson)  # type: ignore[arg-type]
+        return losses.mean()
+
+    def lesson(self, student: PolicyNetwork, batch: TrainingBatch, generator: torch.Generator, progress: float) -> Lesson:
+        """The batch in the units of both, with a teacher that answers as it is deployed: guided, clipped, its own solver."""
+        objective, head = with_noise_levels(self.network.config.objective), self.network.head
+        field = objective.field(head, self.network.null_condition)
         with torch.no_grad():
             seen = self.network.encoder(batch.observed)
-        field = own.field(self.network.head, self.network.null_condition)
-        lesson = Lesson(
+        return Lesson(
             teacher=Teacher(field, seen),
-            solve=ode_of(own, self.network.head, field),
+            solve=ode_of(objective, head, field),
             chunk=student.units(batch.observed).normalise(batch.action),
             condition=student.encoder(batch.observed) if self.method.train_encoder else seen,
             weight=batch.weight,
             generator=generator,
             progress=progress,
         )
-        losses: Tensor = self.method.loss(objective, student.head, lesson.repeated(noise_samples))  # type: ignore[arg-type]
-        return losses.mean()
 
 
 def _same_form(student: PolicyConfig, teacher: PolicyConfig) -> bool:
