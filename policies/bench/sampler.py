@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from rich.console import Console
 
 from kineflow.config import load_config
 from kineflow.contracts import KineflowError, SamplingRequest
+from kineflow.policies.bench.contest import Contest
 from kineflow.policies.bench.rows import Row
 from kineflow.policies.bench.sampler_page import write_page
 from kineflow.policies.bench.sampler_runs import trained_heads
@@ -47,20 +48,6 @@ DIFFUSION_SOLVERS: dict[SolverName, tuple[int, ...]] = {"ddim": (1, 2, 4, 10), "
 QUICK_SOLVERS: dict[SolverName, tuple[int, ...]] = {"euler": (1, 10), "dpmpp2m": (4,)}
 CHUNKS_TIMED = {True: 50, False: 300}
 EPISODES = {True: 20, False: 100}
-
-
-@dataclass(frozen=True)
-class Contest:
-    """One head with one solver: how well it plays and what a chunk costs. `coverage` and `success` by episode, same starts."""
-
-    head: str
-    solver: str
-    steps: int
-    calls: int
-    coverage: Estimate
-    success: Estimate
-    chunk_ms: Percentiles
-    per_episode: tuple[float, ...]
 
 
 def bench_sampler(*, quick: bool, folder: Path = FOLDER) -> Iterator[Row]:

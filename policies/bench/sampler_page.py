@@ -5,12 +5,9 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from kineflow.policies.bench.contest import Contest
 from kineflow.policies.charts import Series, line_chart
-
-if TYPE_CHECKING:
-    from kineflow.policies.bench.sampler import Contest
 
 COLOURS = ("#3b6fd4", "#d4663b", "#2f9e6e", "#a04fc4", "#b8922a", "#c43b5e", "#3aa3b5", "#6b7280")
 
