@@ -58,7 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kineflow", description=kineflow.__doc__)
     parser.add_argument("--version", action="version", version=f"kineflow {kineflow.__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
+    for add in (_add_demo_and_data, _add_training, _add_evaluation, _add_compose, _add_bench):
+        add(verbs)
+    return parser
 
+
+def _add_demo_and_data(verbs: Any) -> None:
     demo = _verb(verbs, "demo", _demo, "import the shipped demonstrations, train, evaluate, write the report")
     demo.add_argument("--minutes", type=_positive, default=6.0, help="training budget, minutes (default 6)")
     demo.add_argument("--episodes", type=int, default=50, help="evaluation episodes (default 50)")
@@ -77,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("store", type=Path)
     doctor.add_argument("--policy", help="also check that this checkpoint's contract fits the store")
 
+
+def _add_training(verbs: Any) -> None:
     train = _verb(verbs, "train", _train, "train a policy; any field of the config can follow as --field value", overrides=True)
     train.add_argument("config", nargs="?", help="YAML file, or the name of a shipped one such as train/pusht_flow")
     train.add_argument("--run", type=Path, help="run folder to make")
@@ -100,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     distill.add_argument("--training-steps", type=int, help="optimiser steps (default: those of the teacher)")
     distill.add_argument("--run", type=Path, metavar="OUT", help="run folder to make (default RUN_METHOD)")
 
+
+def _add_evaluation(verbs: Any) -> None:
     evaluate = _verb(
         verbs, "eval", _eval, "evaluate a policy closed loop; any field of the evaluation config can follow", overrides=True
     )
@@ -115,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--episodes", type=int, default=200)
     compare.add_argument("--out", type=Path, default=Path("runs/compare"))
 
+
+def _add_compose(verbs: Any) -> None:
     compose = _verb(
         verbs,
         "compose",
@@ -142,10 +153,11 @@ def _parser() -> argparse.ArgumentParser:
     compose.add_argument("--approximate", action="store_true", help="accept action scales that differ by a factor per dimension")
     compose.add_argument("--link", action="store_true", help="name the policies by relative path instead of copying them in")
 
+
+def _add_bench(verbs: Any) -> None:
     bench = _verb(verbs, "bench", _bench, "measure ours beside a reference in one run")
-    bench.add_argument("name", choices=["head", "train", "all"])
+    bench.add_argument("name", choices=["head", "compose", "sampler", "train", "all"])
     bench.add_argument("--quick", action="store_true", help="a stated subset in about a minute")
-    return parser
 
 
 def _verb(
