@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.unet import UNet
 from kineflow.policies.objectives import FlowMatching
 from kineflow.policies.observed import Observed
-from kineflow.policies.policy import PolicyConfig, PolicyNetwork
+from kineflow.policies.policy import HeadConfig, PolicyConfig, PolicyNetwork
 
 HEADS: dict[str, DiT | UNet] = {
     "dit_5m": DiT(width=256, depth=4),
@@ -42,7 +44,7 @@ def bench_head(*, quick: bool) -> Iterator[Row]:
 
 
 def _rows(name: str, threads: int, n: int) -> Iterator[Row]:
-    network = _network(HEADS[name])
+    network = bench_network(HEADS[name])
     millions = sum(p.numel() for p in network.head.parameters()) / 1e6
     horizons, spec = network.config.horizons, network.interface.features["state"].vector
     state = np.random.default_rng(0).uniform(0, 500, (1, horizons.observation, spec.size)).astype(np.float32)
@@ -80,10 +82,11 @@ def _rows(name: str, threads: int, n: int) -> Iterator[Row]:
         yield Row(f"{label}.step", mine / steps * 1e3, "ms", "lower", theirs / steps * 1e3, version, ratio, None, None, n, note)
 
 
-def _network(head: DiT | UNet) -> PolicyNetwork:
+def bench_network(head: HeadConfig, **changes: Any) -> PolicyNetwork:
+    """A network on the PushT state with random weights; `changes` of its configuration."""
     interface = load_config(Interface, "interfaces/pusht")
     interface = Interface(interface.features, interface.action)
-    config = PolicyConfig(Horizons(2, 16, 8), head, FlowMatching(), State())
+    config = replace(PolicyConfig(Horizons(2, 16, 8), head, FlowMatching(), State()), **changes)
     rng = np.random.default_rng(0)
     state = rng.uniform(0, 500, (256, 2, 5)).astype(np.float32)
     action = rng.uniform(0, 500, (256, 16, 2)).astype(np.float32)
@@ -99,4 +102,4 @@ def _unit_statistics(size: int) -> FeatureStatistics:
 
 def parameter_counts() -> Sequence[tuple[str, int]]:
     """Trainable parameters of each head that is measured."""
-    return [(name, sum(p.numel() for p in _network(config).head.parameters())) for name, config in HEADS.items()]
+    return [(name, sum(p.numel() for p in bench_network(config).head.parameters())) for name, config in HEADS.items()]

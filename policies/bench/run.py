@@ -7,11 +7,18 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kineflow.policies.bench.compose import bench_compose
 from kineflow.policies.bench.head import bench_head
 from kineflow.policies.bench.rows import BenchReport, Row
+from kineflow.policies.bench.sampler import bench_sampler
 from kineflow.policies.bench.train import bench_train
 
-BENCHES: dict[str, Callable[..., Iterator[Row]]] = {"head": bench_head, "train": bench_train}
+BENCHES: dict[str, Callable[..., Iterator[Row]]] = {
+    "head": bench_head,
+    "compose": bench_compose,
+    "train": bench_train,
+    "sampler": bench_sampler,
+}
 
 
 def run_bench(name: str, *, quick: bool) -> BenchReport:

@@ -8,9 +8,9 @@ growing k move towards the product.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -21,7 +21,7 @@ from kineflow.contracts import KineflowError
 from kineflow.policies.compose.units import InUnits
 from kineflow.policies.compose.weights import Weights
 from kineflow.policies.field import Chunk, Field, Level, Tokens
-from kineflow.policies.paths import over, variance_preserving
+from kineflow.policies.paths import over
 from kineflow.policies.samplers import Noise
 
 
@@ -72,30 +72,29 @@ class Convex:
             raise KineflowError(f"{self.weights.size} weights for {len(self.fields)} policies; give one weight for each")
 
     def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
-        counting = [i for i, counts in enumerate(self.counting()) if counts]
-        return self.mix([self.fields[i](x, lam, condition) for i in counting], counting, lam)
+        return self.mix([self.fields[i](x, lam, condition) for i in self.counting], lam)
 
-    def mix(self, answers: Sequence[Chunk], counting: Sequence[int], lam: Level) -> Chunk:
+    def mix(self, answers: Sequence[Chunk], lam: Level) -> Chunk:
         """Answers of the counting policies, weighed."""
         if len(answers) == 1:
             return answers[0]
         if self.cover is None and len(self.weights.knots) == 1:
-            shares = [self.weights.knots[0].weights[i] for i in counting]
+            shares = [self.weights.knots[0].weights[i] for i in self.counting]
             total = answers[0] * shares[0]
             for answer, share in zip(answers[1:], shares[1:]):
                 total = total.add(answer, alpha=share)
             return total
-        weights = self._shares(lam)[..., counting]
+        weights = self._shares(lam)[..., list(self.counting)]
         return (torch.stack(list(answers), dim=-1) * weights[:, :, None]).sum(dim=-1)
 
-    def counting(self) -> tuple[bool, ...]:
-        """Which policies have a weight at some level, or act alone on some step."""
-        weighted = [w > 0 for w in self.weights.largest]
-        if self.cover is None:
-            return tuple(weighted)
-        reached = (self.cover * self.cover.new_tensor(weighted)[:, None]).sum(dim=0) > 0
-        alone = (self.cover[:, ~reached] > 0).any(dim=1).tolist()
-        return tuple(w or a for w, a in zip(weighted, alone))
+    @cached_property
+    def counting(self) -> tuple[int, ...]:
+        """The policies that have a weight at some level, or act alone on some step."""
+        weighted = torch.tensor(self.weights.largest) > 0
+        if self.cover is not None:
+            reached = (self.cover * weighted[:, None]).sum(dim=0) > 0
+            weighted = weighted | (self.cover[:, ~reached] > 0).any(dim=1)
+        return tuple(weighted.nonzero().flatten().tolist())
 
     def _shares(self, lam: Level) -> Float[Tensor, "B #H P"]:
         """Weights on each step: normalised over the policies that act there; equal where only weightless ones do."""
@@ -117,9 +116,8 @@ class Apart:
     convex: Convex
 
     def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
-        counting = [i for i, counts in enumerate(self.convex.counting()) if counts]
         chunks = x.chunk(len(self.convex.fields), dim=1)
-        mixed = self.convex.mix([self.convex.fields[i](chunks[i], lam, condition) for i in counting], counting, lam)
+        mixed = self.convex.mix([self.convex.fields[i](chunks[i], lam, condition) for i in self.convex.counting], lam)
         return mixed.repeat(1, len(chunks), 1)
 
 
@@ -207,13 +205,10 @@ def log_density(one: Field, x: Chunk, lam: Level, condition: Tokens | None) -> F
     if isinstance(one, Conditioned):
         return log_density(one.field, x, lam, one.condition)
     if isinstance(one, InUnits):
-        change, q = one.change, one.change.ratio
-        alpha, sigma = variance_preserving(over(lam, x))
-        stretch = 1 / torch.hypot(alpha, q * sigma)
-        seen = stretch * (change.scale * x + alpha * change.shift)
+        seen, level = one.seen(x, lam)
         # The volume changes by the factor stretch * scale in every entry.
-        volume = torch.log(stretch * change.scale).expand_as(x).sum(dim=(-2, -1))
-        return log_density(one.field, seen, lam - math.log(q), condition) + volume
+        volume = torch.log(over(level.stretch, x) * one.change.scale).expand_as(x).sum(dim=(-2, -1))
+        return log_density(one.field, seen, level.lam, condition) + volume
     if not isinstance(one, DensityField):
         raise KineflowError(f"{type(one).__name__} has no density; only closed forms know theirs")
     return one.log_density(x, lam, condition)

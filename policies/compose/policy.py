@@ -7,8 +7,8 @@ observation --view i--> parent i: encoder, tokens, head as a Field --its units--
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial as partial_of
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,11 @@ from kineflow.policies.checkpoint import ChunkPolicy
 from kineflow.policies.compose.composition import Composition
 from kineflow.policies.compose.contract import clocks, union_contract, union_interface, views
 from kineflow.policies.compose.grid import Levels, check_grid, common_grid
+from kineflow.policies.compose.memo import Remembered, RememberedPath, remembering
 from kineflow.policies.compose.operators import Apart, Conditioned, Convex, Either, EqualDensity, OnSteps
 from kineflow.policies.compose.timeline import Timeline, View
-from kineflow.policies.compose.units import InUnits, Reference
+from kineflow.policies.compose.units import InUnits, Reference, SeenLevel
+from kineflow.policies.compose.weights import Weights
 from kineflow.policies.field import Field
 from kineflow.policies.golden import recorded
 from kineflow.policies.normaliser import ActionUnits
@@ -71,11 +73,11 @@ class ComposedPolicy:
             both = EqualDensity(fields, noise)
             chunk = solver_of("ddpm")(both, x, lambdas, None, both)
         else:
-            field = plan.mixed(fields, self.composition)
+            mixed = plan.mixed(fields, self.composition)
             if request.prefix:
                 shape = (len(request.seeds), plan.timeline.size, x.shape[-1])
-                field = continue_prefix(request.prefix, shape, units, steps)(field)
-            chunk = solver_of(self.composition.solver, self.composition.diffusion)(field, x, lambdas, None, noise)
+                mixed = continue_prefix(request.prefix, shape, units, steps)(mixed)
+            chunk = solver_of(self.composition.solver, self.composition.diffusion)(mixed, x, lambdas, None, noise)
         actions = units.restore(chunk[:, : plan.timeline.size])[:, : self.contract.horizons.prediction]
         stamp = np.asarray(observation.stamp_s)[..., -1]
         return ActionChunk(actions.float().cpu().numpy(), 1 / self.contract.interface.action.rate_hz, stamp)
@@ -87,8 +89,8 @@ class ComposedPolicy:
             raise KineflowError("this composition has no field of its own: its weights follow the solver's noise; use convex")
         plan, asked = self.plan, self._questions(observation, request)
         units = plan.reference.units([one.units for one in asked])
-        field = plan.mixed(plan.fields(asked, units), self.composition)
-        return Question(field, None, units, sum(one.calls for one in asked), asked[0].device)
+        mixed = plan.mixed(plan.fields(asked, units), self.composition)
+        return Question(mixed, None, units, sum(one.calls for one in asked), asked[0].device)
 
     def resampled(
         self,
@@ -141,8 +143,10 @@ class Plan:
     cover: Float[Tensor, "P N"] | None
     reference: Reference
     levels: tuple[Levels, ...]
-    names: tuple[str, ...]
-    columns: tuple[int, ...]  # of the weights
+    weights: Weights
+    paths: tuple[RememberedPath, ...]
+    seen: tuple[Remembered[SeenLevel], ...]
+    grids: dict[tuple[int, TimeGrid], Float[Tensor, "N1"]] = field(default_factory=dict)  # filled as they are asked for
 
     @classmethod
     def of(cls, parents: Sequence[ChunkPolicy], names: Sequence[str], composition: Composition) -> Plan:
@@ -163,35 +167,43 @@ class Plan:
                 "use convex, or parents of one rate and horizon"
             )
         scales = [parents[i].network.action_scale for i in active]
-        chosen = [names[i] for i in active]
-        reference = Reference.of(scales, steps, chosen, approximate=composition.approximate)
+        reference = Reference.of(scales, steps, [names[i] for i in active], approximate=composition.approximate)
         levels = tuple(Levels(names[i], paths[i], float(np.log(q))) for i, q in zip(active, reference.ratios))
         return cls(
-            active, timeline, views(interface, contracts, timeline), tuple(steps), cover if partial else None, reference, levels,
-            tuple(chosen), tuple(active),
-        )  # fmt: skip
+            active,
+            timeline,
+            views(interface, contracts, timeline),
+            tuple(steps),
+            cover if partial else None,
+            reference,
+            levels,
+            composition.table.of(active),
+            tuple(RememberedPath(paths[i]) for i in active),
+            tuple(Remembered(partial_of(SeenLevel.of, ratio=q)) for q in reference.ratios),
+        )
 
     def fields(self, asked: Sequence[Question], units: ActionUnits) -> list[Field]:
         """Each active parent's field, asked in common units on the common chunk."""
         fields: list[Field] = []
         for index, (one, steps) in enumerate(zip(asked, self.steps)):
-            field: Field = Conditioned(one.field, one.condition)
+            alone: Field = Conditioned(remembering(one.field, self.paths[index]), one.condition)
             change = self.reference.change(index, units, one.units, steps)
-            field = field if change is None else InUnits(field, change)
-            fields.append(OnSteps(field, steps) if len(steps) < self.timeline.size else field)
+            alone = alone if change is None else InUnits(alone, change, self.seen[index])
+            fields.append(OnSteps(alone, steps) if len(steps) < self.timeline.size else alone)
         return fields
 
     def mixed(self, fields: Sequence[Field], composition: Composition) -> Field:
-        weights = composition.table.of(self.columns)
         if composition.operator == "or":
-            return Either(fields, weights, self.names)
-        convex = Convex(fields, weights, self.cover)
+            return Either(fields, self.weights, [level.name for level in self.levels])
+        convex = Convex(fields, self.weights, self.cover)
         return Apart(convex) if composition.noise == "independent" else convex
 
     def grid(self, steps: int, grid: TimeGrid) -> Float[Tensor, "N1"]:
-        lambdas = common_grid(self.levels, steps, grid)
-        check_grid(self.levels, lambdas)
-        return lambdas
+        if (steps, grid) not in self.grids:
+            lambdas = common_grid(self.levels, steps, grid)
+            check_grid(self.levels, lambdas)
+            self.grids[steps, grid] = lambdas
+        return self.grids[steps, grid]
 
     def noise_shape(self, composition: Composition) -> tuple[int, int]:
         copies = len(self.active) if composition.noise == "independent" else 1

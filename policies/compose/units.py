@@ -12,7 +12,7 @@ that is isotropic for R is not for P, and no single lambda describes it: refused
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,19 +41,37 @@ class UnitChange:
 
 
 @dataclass(frozen=True)
+class SeenLevel:
+    """One noise level from both sides: the reference's alpha, alpha_P / alpha_R and lambda_P."""
+
+    alpha: Level
+    stretch: Level
+    lam: Level
+
+    @classmethod
+    def of(cls, lam: Level, ratio: float) -> SeenLevel:
+        alpha, sigma = variance_preserving(lam)
+        # Regular at both ends: 1 / q at pure noise, 1 at the data.
+        return cls(alpha, 1 / torch.hypot(alpha, ratio * sigma), lam - math.log(ratio))
+
+
+@dataclass(frozen=True)
 class InUnits:
-    """A policy's field, asked and answering in the reference's units."""
+    """A policy's field, asked and answering in the reference's units. `levels` may remember `SeenLevel.of`."""
 
     field: Field
     change: UnitChange
+    levels: Callable[[Level], SeenLevel] | None = None
 
     def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
-        change, q = self.change, self.change.ratio
-        alpha, sigma = variance_preserving(over(lam, x))
-        # alpha_P / alpha_R, regular at both ends: 1 / q at pure noise, 1 at the data.
-        stretch = 1 / torch.hypot(alpha, q * sigma)
-        seen = stretch * (change.scale * x + alpha * change.shift)
-        return change.from_answer(self.field(seen, lam - math.log(q), condition))
+        seen, level = self.seen(x, lam)
+        return self.change.from_answer(self.field(seen, level.lam, condition))
+
+    def seen(self, x: Chunk, lam: Level) -> tuple[Chunk, SeenLevel]:
+        """The noisy chunk as the policy sees it."""
+        level = self.levels(lam) if self.levels else SeenLevel.of(lam, self.change.ratio)
+        scaled = torch.addcmul(self.change.scale * x, over(level.alpha, x), self.change.shift)
+        return scaled * over(level.stretch, x), level
 
 
 def scale_ratio(reference: Float[Tensor, "H A"], scale: Float[Tensor, "H A"], name: str, *, approximate: bool = False) -> float:
