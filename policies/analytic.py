@@ -107,8 +107,9 @@ class CorrelatedGaussian:
         alpha, sigma = (v.expand_as(x).flatten(1) for v in variance_preserving(over(lam, x)))
         variance = alpha[:, :, None] * self.covariance * alpha[:, None, :] + torch.diag_embed(sigma**2)
         offset = x.flatten(1) - alpha * self.mean.flatten()
-        pull = alpha * torch.linalg.solve(variance, offset[..., None])[..., 0]
-        return self.mean + (pull @ self.covariance).view_as(x)
+        pull: Tensor = alpha * torch.linalg.solve(variance, offset[..., None])[..., 0]
+        shift: Tensor = pull @ self.covariance
+        return self.mean + shift.view_as(x)
 
     def given(self, known: Chunk, is_known: Bool[Tensor, "H A"]) -> tuple[Chunk, Float[Tensor, "N N"]]:
         """Mean and covariance of the chunk whose entries `is_known` are `known`: m2 + S21 S11^-1 (a1 - m1)."""

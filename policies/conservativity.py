@@ -19,4 +19,5 @@ def asymmetry(field: Field, x: Chunk, lam: Level, condition: Tokens | None) -> F
         entries = field(x, lam, condition).flatten(1).sum(dim=0)  # rows never look at each other
         rows = [torch.autograd.grad(entry, x, retain_graph=True)[0].flatten(1) for entry in entries]
     jacobian = torch.stack(rows, dim=1)
-    return (jacobian - jacobian.mT).flatten(1).norm(dim=1) / jacobian.flatten(1).norm(dim=1)
+    report: Tensor = (jacobian - jacobian.mT).flatten(1).norm(dim=1) / jacobian.flatten(1).norm(dim=1)
+    return report

@@ -122,7 +122,7 @@ class ActionLimits:
             # [B, H, A] -> [B G, H, size]
             chunk, before = (v[..., alike].double().movedim(-2, 1).flatten(0, 1) for v in (actions, past))
             limits = _Limits.of(self, alike, chunk)
-            nearest_chunk = limits.nearest(chunk, before).unflatten(0, (len(actions), len(alike))).movedim(1, -2)
+            nearest_chunk = limits.nearest(chunk, before).view(len(actions), len(alike), *chunk.shape[1:]).movedim(1, -2)
             result[..., alike] = nearest_chunk.to(actions)
         return result
 
@@ -167,7 +167,7 @@ class _Limits:
         maps = torch.kron(self._round_rule(value, step), identity)
         # A limit that even the safe motion breaks is loosened to it.
         planes = Planes(torch.cat(normals), room.clamp(min=0))
-        balls = Balls(maps.unflatten(0, (-1, len(identity))), offsets, offsets.norm(dim=-1).clamp(min=self.speed))
+        balls = Balls(maps.view(-1, len(identity), maps.shape[1]), offsets, offsets.norm(dim=-1).clamp(min=self.speed))
         wanted = (chunk - safe).flatten(1)
         moved = nearest(wanted, planes, balls)
         kept = (moved == wanted).all(dim=1)[:, None, None]  # as it is, to the last bit
@@ -232,7 +232,8 @@ class _Limits:
 
 
 def _shortened(vector: Tensor, length: float) -> Tensor:
-    return vector * (length / vector.norm(dim=-1, keepdim=True)).clamp(max=1)
+    share: Tensor = (length / vector.norm(dim=-1, keepdim=True)).clamp(max=1)
+    return vector * share
 
 
 def _require_positive(name: str, *values: float) -> None:

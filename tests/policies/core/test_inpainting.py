@@ -76,6 +76,14 @@ def test_calls_and_row_noise() -> None:
     torch.testing.assert_close(run([9]), both[1:], rtol=1e-12, atol=1e-12)
 
 
+def test_going_back_keeps_the_spread() -> None:
+    """With nothing known the cycles must leave the law alone; going back without fresh noise would collapse it."""
+    noise = RowNoise(np.arange(600), (4, 1), DOUBLE)
+    nothing = Inpaint(ddim, KNOWN.expand(600, -1, -1), torch.zeros(1, 4, 1, dtype=torch.bool), 4)
+    spread = nothing(smooth_law(), noise.draw(), GRID, None, noise).std(dim=0).flatten()
+    torch.testing.assert_close(spread, smooth_law().covariance.diagonal().sqrt(), rtol=0.2, atol=0)
+
+
 def test_no_cycle_is_refused() -> None:
     with pytest.raises(KineflowError, match="each step is taken at least once"):
         Inpaint(ddim, KNOWN, IS_KNOWN[None], 0)
