@@ -21,7 +21,15 @@ from kineflow.policies.paths import (
 from kineflow.policies.predictions import EDM_DATA_STD, Denoised, Prediction, from_denoised, network_input, to_denoised
 
 DOUBLE = torch.float64
-PATHS = [CondOT(), Cosine(), VPLinear(), ContinuousSquaredCos(), SquaredCos(100), VarianceExploding()]
+PATHS = [
+    CondOT(),
+    Cosine(),
+    VPLinear(),
+    ContinuousSquaredCos(),
+    SquaredCos(100),
+    VarianceExploding(),
+    VarianceExploding(data_std=0.3),
+]
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 
 
@@ -44,7 +52,7 @@ def exact(prediction: Prediction, x: torch.Tensor, point: PathPoint) -> torch.Te
     """What an optimal network of this type answers; each form has its own formula, none uses the code under test."""
     law, (alpha, sigma) = mixture(), (point.alpha, point.sigma)
     sample, score, velocity = law.sample(x, point), law.score(x, point), law.velocity(x, point)
-    u, y, std = sigma / alpha, x / alpha, EDM_DATA_STD
+    u, y, std = sigma / alpha, x / alpha, point.data_std
     skip, out = std**2 / (u**2 + std**2), u * std / torch.sqrt(u**2 + std**2)
     return {
         "sample": sample,
@@ -160,7 +168,7 @@ def test_edm_input_is_c_in_of_y(path: Path) -> None:
     x, point, _ = state(path, torch.linspace(0.1, 0.9, 9, dtype=DOUBLE))
     u = point.sigma / point.alpha
     torch.testing.assert_close(
-        network_input("edm", x, point), (x / point.alpha) / torch.sqrt(u**2 + EDM_DATA_STD**2), rtol=1e-12, atol=1e-12
+        network_input("edm", x, point), (x / point.alpha) / torch.sqrt(u**2 + point.data_std**2), rtol=1e-12, atol=1e-12
     )
     assert network_input("velocity", x, point) is x
 
