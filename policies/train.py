@@ -17,8 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -37,6 +35,7 @@ from kineflow.policies.optimiser import adamw
 from kineflow.policies.policy import PolicyConfig, PolicyNetwork, TrainingBatch
 from kineflow.policies.provenance import package_versions
 from kineflow.policies.train_config import TrainConfig as TrainConfig
+from kineflow.policies.train_console import device_named, training_progress
 from kineflow.policies.train_state import commit_folder, load_train_state, save_train_state
 from kineflow.policies.training_data import TrainingData
 
@@ -51,7 +50,7 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> ChunkPolic
         torch.set_num_threads(config.threads)
     trainer = Trainer(config, run)
     trainer.resume() if resume else trainer.start()
-    with _progress() as progress, SummaryWriter(str(run / "tensorboard"), purge_step=trainer.step) as board:
+    with training_progress() as progress, SummaryWriter(str(run / "tensorboard"), purge_step=trainer.step) as board:
         bar = progress.add_task("train", total=config.steps, completed=trainer.step, loss=math.nan)
         for record in trainer.steps():
             progress.update(bar, completed=trainer.step, loss=record["loss"])
@@ -73,7 +72,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, run: Path) -> None:
         self.config, self.run, self.step, self.started_s = config, run, 0, time.monotonic()
-        self.device = torch.device(_device(config.device))
+        self.device = torch.device(device_named(config.device))
         self.data = TrainingData.load(EpisodeStore.open(config.store), config.policy, config.validation_fraction, config.seed)
         if config.symmetry:
             interface = self.data.interface
@@ -233,20 +232,3 @@ class Trainer:
         if wanted == "float32" or (wanted == "auto" and not (self.device.type == "cuda" and torch.cuda.is_bf16_supported())):
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-    )
-    return Progress(*columns, console=Console(stderr=True))  # stdout belongs to --json
