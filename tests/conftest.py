@@ -30,6 +30,7 @@ CHECKED = (
     "streaming",
     "question",
     "flow_map_losses",
+    "mix_flow",
     "cost_guidance",
     "nearest",
     "constraints",
@@ -38,7 +39,7 @@ CHECKED = (
     "refinement",
     "conservativity",
 )
-FOLDERS = ("heads", "encoders", "search")
+FOLDERS = ("heads", "encoders", "search", "distillation")
 MODULES = [f"kineflow.policies.{name}" for name in (*CHECKED, *FOLDERS)]
 install_import_hook(MODULES, "beartype.beartype")
 

@@ -64,13 +64,13 @@ class Lesson:
         """The same rows, `times` times over."""
         if times == 1:
             return self
-        return replace(
-            self,
-            teacher=Teacher(self.teacher.field, tiled(self.teacher.condition, times)),
-            chunk=tiled(self.chunk, times),
-            condition=tiled(self.condition, times),
-            weight=tiled(self.weight, times),
-        )
+
+        def tiled(value: Tensor) -> Tensor:
+            return value.repeat(times, *(1,) * (value.ndim - 1))
+
+        seen, condition = (None if v is None else tiled(v) for v in (self.teacher.condition, self.condition))
+        rows = {"chunk": tiled(self.chunk), "weight": tiled(self.weight)}
+        return replace(self, teacher=Teacher(self.teacher.field, seen), condition=condition, **rows)
 
 
 def with_noise_levels(objective: object) -> FlowMatching | Diffusion | FlowMap:
@@ -101,8 +101,3 @@ def ode_of(objective: FlowMatching | Diffusion | FlowMap, head: Head, field: Fie
     lambdas = grid(path, objective.steps)
     solver = SOLVERS[deterministic(cast(SolverName, objective.solver))]
     return lambda noise, condition: solver(field, noise, lambdas, condition, NOTHING_FRESH)
-
-
-def tiled(value: Tensor | None, times: int) -> Tensor | None:
-    """Rows repeated `times` times, block after block."""
-    return None if value is None else value.repeat(times, *(1,) * (value.ndim - 1))

