@@ -8,6 +8,7 @@ growing k move towards the product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +22,6 @@ from kineflow.contracts import KineflowError
 from kineflow.policies.compose.units import InUnits
 from kineflow.policies.compose.weights import Weights
 from kineflow.policies.field import Chunk, Field, Level, Tokens
-from kineflow.policies.paths import over
 from kineflow.policies.samplers import Noise
 
 
@@ -205,10 +205,10 @@ def log_density(one: Field, x: Chunk, lam: Level, condition: Tokens | None) -> F
     if isinstance(one, Conditioned):
         return log_density(one.field, x, lam, one.condition)
     if isinstance(one, InUnits):
-        seen, level = one.seen(x, lam)
+        seen, stretch = one.seen(x, lam)
         # The volume changes by the factor stretch * scale in every entry.
-        volume = torch.log(over(level.stretch, x) * one.change.scale).expand_as(x).sum(dim=(-2, -1))
-        return log_density(one.field, seen, level.lam, condition) + volume
+        volume = torch.log(stretch * one.change.scale).expand_as(x).sum(dim=(-2, -1))
+        return log_density(one.field, seen, lam - math.log(one.change.ratio), condition) + volume
     if not isinstance(one, DensityField):
         raise KineflowError(f"{type(one).__name__} has no density; only closed forms know theirs")
     return one.log_density(x, lam, condition)

@@ -29,7 +29,7 @@ from kineflow.policies.checkpoint import ChunkPolicy
 from kineflow.policies.compose.composition import Composition
 from kineflow.policies.compose.contract import clocks, union_contract, union_interface, views
 from kineflow.policies.compose.grid import Levels, check_grid, common_grid
-from kineflow.policies.compose.memo import Remembered, RememberedPath, remembering
+from kineflow.policies.compose.memo import HeadLevel, Remembered, head_level, head_of, prepared
 from kineflow.policies.compose.operators import Apart, Conditioned, Convex, Either, EqualDensity, OnSteps
 from kineflow.policies.compose.timeline import Timeline, View
 from kineflow.policies.compose.units import InUnits, Reference, SeenLevel
@@ -144,7 +144,7 @@ class Plan:
     reference: Reference
     levels: tuple[Levels, ...]
     weights: Weights
-    paths: tuple[RememberedPath, ...]
+    heads: tuple[Remembered[HeadLevel] | None, ...]  # None: a single parent is left exactly as it is
     seen: tuple[Remembered[SeenLevel], ...]
     grids: dict[tuple[int, TimeGrid], Float[Tensor, "N1"]] = field(default_factory=dict)  # filled as they are asked for
 
@@ -178,7 +178,7 @@ class Plan:
             reference,
             levels,
             composition.table.of(active),
-            tuple(RememberedPath(paths[i]) for i in active),
+            tuple(_remembered_head(parents[i]) if len(active) > 1 else None for i in active),
             tuple(Remembered(partial_of(SeenLevel.of, ratio=q)) for q in reference.ratios),
         )
 
@@ -186,7 +186,8 @@ class Plan:
         """Each active parent's field, asked in common units on the common chunk."""
         fields: list[Field] = []
         for index, (one, steps) in enumerate(zip(asked, self.steps)):
-            alone: Field = Conditioned(remembering(one.field, self.paths[index]), one.condition)
+            levels = self.heads[index]
+            alone: Field = Conditioned(prepared(one.field, levels) if levels else one.field, one.condition)
             change = self.reference.change(index, units, one.units, steps)
             alone = alone if change is None else InUnits(alone, change, self.seen[index])
             fields.append(OnSteps(alone, steps) if len(steps) < self.timeline.size else alone)
@@ -239,6 +240,13 @@ def path_of(parent: ChunkPolicy, name: str) -> NoisePath:
             "compose flow-matching and diffusion policies"
         )
     return objective.path
+
+
+def _remembered_head(parent: ChunkPolicy) -> Remembered[HeadLevel] | None:
+    objective = parent.network.config.objective
+    assert isinstance(objective, FlowMatching | Diffusion | FlowMap)
+    head = head_of(objective.field(parent.network.head, parent.network.null_condition))
+    return Remembered(partial_of(head_level, head)) if head else None
 
 
 def _active(timeline: Timeline, composition: Composition) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ that is isotropic for R is not for P, and no single lambda describes it: refused
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kineflow.contracts import KineflowError
+from kineflow.policies.compose.memo import Remembered
 from kineflow.policies.field import Chunk, Field, Level, Tokens
 from kineflow.policies.normaliser import ActionUnits
 from kineflow.policies.paths import over, variance_preserving
@@ -42,17 +43,16 @@ class UnitChange:
 
 @dataclass(frozen=True)
 class SeenLevel:
-    """One noise level from both sides: the reference's alpha, alpha_P / alpha_R and lambda_P."""
+    """One level that all rows share, from both sides: the reference's alpha, alpha_P / alpha_R, and lambda_P."""
 
-    alpha: Level
-    stretch: Level
+    alpha: float
+    stretch: float
     lam: Level
 
     @classmethod
     def of(cls, lam: Level, ratio: float) -> SeenLevel:
-        alpha, sigma = variance_preserving(lam)
-        # Regular at both ends: 1 / q at pure noise, 1 at the data.
-        return cls(alpha, 1 / torch.hypot(alpha, ratio * sigma), lam - math.log(ratio))
+        alpha, stretch = _alpha_and_stretch(lam[:1].double(), ratio)
+        return cls(alpha.item(), stretch.item(), lam - math.log(ratio))
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,25 @@ class InUnits:
 
     field: Field
     change: UnitChange
-    levels: Callable[[Level], SeenLevel] | None = None
+    levels: Remembered[SeenLevel] | None = None
 
     def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
-        seen, level = self.seen(x, lam)
+        level = self.levels(lam) if self.levels else None
+        if level is None:
+            seen, _ = self.seen(x, lam)
+            return self.change.from_answer(self.field(seen, lam - math.log(self.change.ratio), condition))
+        seen = (x * (level.stretch * self.change.scale)).add(self.change.shift, alpha=level.stretch * level.alpha)
         return self.change.from_answer(self.field(seen, level.lam, condition))
 
-    def seen(self, x: Chunk, lam: Level) -> tuple[Chunk, SeenLevel]:
-        """The noisy chunk as the policy sees it."""
-        level = self.levels(lam) if self.levels else SeenLevel.of(lam, self.change.ratio)
-        scaled = torch.addcmul(self.change.scale * x, over(level.alpha, x), self.change.shift)
-        return scaled * over(level.stretch, x), level
+    def seen(self, x: Chunk, lam: Level) -> tuple[Chunk, Float[Tensor, "..."]]:
+        """The noisy chunk as the policy sees it, and alpha_P / alpha_R."""
+        alpha, stretch = _alpha_and_stretch(over(lam, x), self.change.ratio)
+        return stretch * (self.change.scale * x + alpha * self.change.shift), stretch
+
+
+def _alpha_and_stretch(lam: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    alpha, sigma = variance_preserving(lam)
+    return alpha, 1 / torch.hypot(alpha, ratio * sigma)  # regular at both ends: 1 / q at pure noise, 1 at the data
 
 
 def scale_ratio(reference: Float[Tensor, "H A"], scale: Float[Tensor, "H A"], name: str, *, approximate: bool = False) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 
 from kineflow.contracts import KineflowError
 from kineflow.policies.analytic import Mixture, MixtureHead
+from kineflow.policies.compose.memo import PreparedHead, Remembered, head_level
 from kineflow.policies.compose.operators import Convex, Either, has_density, log_density
-from kineflow.policies.compose.units import InUnits, UnitChange, scale_ratio
+from kineflow.policies.compose.units import InUnits, SeenLevel, UnitChange, scale_ratio
 from kineflow.policies.compose.weights import Weights
 from kineflow.policies.field import HeadField
 from kineflow.policies.paths import CondOT, SquaredCos
@@ -132,3 +134,18 @@ def test_densities_follow_the_change_of_units() -> None:
     torch.testing.assert_close(log_density(other, x, lam, None), reference.log_density(x, lam, None), rtol=1e-10, atol=1e-10)
     either = Either([reference, other], Weights.constant([0.5, 0.5]))
     torch.testing.assert_close(either(x, lam, None), reference(x, lam, None), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("prediction", ["sample", "epsilon", "velocity", "velocity_to_noise", "v", "score", "edm"])
+@pytest.mark.parametrize("path", [CondOT(), SquaredCos(100)], ids=str)
+def test_remembered_levels_change_nothing(prediction, path) -> None:
+    """Three numbers for a level instead of the schedule: the same answers, and rows of different levels as before."""
+    head = HeadField(MixtureHead(in_units(raw_law(), SCALE / 3, OFFSET), path, prediction), path, prediction)
+    kept = PreparedHead(head, Remembered(functools.partial(head_level, head)))
+    both = [InUnits(head, change(SCALE / 3, OFFSET + 10)), None]
+    both[1] = InUnits(kept, both[0].change, Remembered(functools.partial(SeenLevel.of, ratio=both[0].change.ratio)))
+    x, rows = noisy()
+    for lam in (torch.full((11,), -2.0, dtype=DOUBLE), torch.full((11,), 3.0, dtype=DOUBLE), rows.clamp(-3, 3)):
+        plain, remembered = (one(x, lam, None) for one in both)
+        torch.testing.assert_close(remembered, plain, rtol=1e-9, atol=1e-9)
+    assert len(kept.levels.known) == 2
