@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from kineflow.config import load_config
-from kineflow.contracts import KineflowError, SamplingRequest
+from kineflow.contracts import KineflowError, Observation, SamplingRequest
 from kineflow.policies.bench.contest import Contest
 from kineflow.policies.bench.rows import Row
 from kineflow.policies.bench.sampler_page import write_page
@@ -86,7 +86,8 @@ def contest(name: str, policy: ChunkPolicy, solver: SolverName | None, steps: in
     config = replace(load_config(EvalConfig, "eval/pusht"), episodes=EPISODES[quick])
     rollout = Rollout(chosen, environment_factory(config.env, chosen.contract), config.num_envs, config.batch)
     episodes = sorted(rollout.run(config.seeds), key=lambda e: e.seed)
-    calls, chunk_ms = _timed(chosen, rollout, CHUNKS_TIMED[quick])
+    first = RunningEpisode(rollout.envs[0], 0, chosen.contract).observation()
+    calls, chunk_ms = timed(chosen, stack_observations([first]), CHUNKS_TIMED[quick])
     label = solver or chosen.contract.sampler.solver
     return Contest(name, label, steps, calls, *_scores(episodes), chunk_ms, tuple(e.max_coverage for e in episodes))
 
@@ -117,10 +118,8 @@ def _scores(episodes: Sequence[EpisodeResult]) -> tuple[Estimate, Estimate]:
     return coverage, wilson_interval(sum(e.success for e in episodes), len(episodes))
 
 
-def _timed(policy: ChunkPolicy, rollout: Rollout, chunks: int) -> tuple[int, Percentiles]:
-    """Network calls of one chunk, counted at the head, and the time of one chunk at batch 1."""
-    running = RunningEpisode(rollout.envs[0], 0, policy.contract)
-    observation = stack_observations([running.observation()])
+def timed(policy: ChunkPolicy, observation: Observation, chunks: int) -> tuple[int, Percentiles]:
+    """Network calls of one chunk, counted at the head, and the time of one chunk at batch 1 (the first tenth is warm-up)."""
     counted = 0
 
     def count(*_: object) -> None:

@@ -15,6 +15,7 @@ from kineflow.contracts import (
     ContractError,
     Episode,
     FeatureSpec,
+    FeatureStatistics,
     Horizons,
     Interface,
     KineflowError,
@@ -35,7 +36,8 @@ from kineflow.policies.objectives import FlowMatching
 from kineflow.policies.observed import Observed
 from kineflow.policies.optimiser import Optimiser
 from kineflow.policies.policy import PolicyConfig
-from kineflow.policies.train import TrainConfig, train
+from kineflow.policies.privileged import Probe
+from kineflow.policies.train import TrainConfig, Trainer, train
 
 SIZE = 32
 SPOT = VectorSpec(("x", "y"), ("px", "px"), "image", (0.0, 0.0), (32.0, 32.0))
@@ -235,3 +237,43 @@ def test_symmetry_that_says_nothing_of_images_is_refused(spots: Path, tmp_path: 
     nothing = AffineSymmetry((), (), ((0.0, 1.0), (1.0, 0.0)), (0.0, 0.0))
     with pytest.raises(ContractError, match=r"symmetry\.images is 'unknown' and camera 'front' is 32 x 32"):
         train(TrainConfig(POLICY, store=spots, steps=1, symmetry=nothing), tmp_path / "r")
+
+
+# --- privileged supervision -------------------------------------------------------------------------------------------
+
+
+def test_privileged_features_teach_the_encoder_and_stay_out_of_the_contract(spots: Path, tmp_path: Path) -> None:
+    """With the head's loss gone (learning from the probe alone) the tokens still tell where the disc is."""
+    config = TrainConfig(replace(POLICY, privileged=("state",)), store=spots, steps=120, batch_size=32, threads=1)
+    trainer = Trainer(replace(config, optimiser=Optimiser(learning_rate=3e-3, warmup_steps=10, ema_decay=0.9)), tmp_path / "r")
+    assert trainer.network.probe is not None
+    for parameter in trainer.network.head.parameters():
+        parameter.requires_grad_(False)  # its output stays zero: no gradient reaches the encoder through it
+    for _ in trainer.steps():
+        pass
+    batch = trainer._batch(np.arange(24), trainer.data.validation)
+    assert batch.privileged is not None
+    assert batch.observed.state.shape == (24, 1, 0)
+    network = trainer.ema.network.eval()
+    assert network.probe is not None
+    with torch.no_grad():
+        error = network.probe(network.encoder(batch.observed), batch.privileged).mean().item()
+    assert error < 0.1  # of the variance of the position
+    policy = load_policy(tmp_path / "r")
+    assert policy.contract.interface.features == {}
+    policy.predict(seen(np.full((2, 2), 9.0)), SamplingRequest(np.arange(2)))
+
+
+def test_probe_is_a_standardised_least_squares_reading() -> None:
+    statistics = FeatureStatistics(9, (1.0, -2.0), (0.5, 4.0), (0, 0), (1, 1), (0, 0), (1, 1))
+    probe = Probe((2, 3), statistics)
+    torch.nn.init.zeros_(probe.read.weight)
+    probe.read.bias.data = torch.tensor([1.0, 0.0])
+    truth = torch.tensor([[1.5, -2.0], [1.0, 2.0]])  # standardised: (1, 0) and (0, 1)
+    torch.testing.assert_close(probe(torch.randn(2, 2, 3), truth), torch.tensor([0.0, 1.0]))
+
+
+def test_privileged_features_of_a_state_policy_are_refused(spots: Path, tmp_path: Path) -> None:
+    config = replace(POLICY, features=("state",), cameras=(), privileged=("state",), encoder=State(width=32, depth=1, token=32))
+    with pytest.raises(KineflowError, match=r"policy\.privileged names \('state',\), .* the encoder is a State"):
+        train(TrainConfig(config, store=spots, steps=1), tmp_path / "r")
