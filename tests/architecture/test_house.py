@@ -157,6 +157,23 @@ def test_paths_in_readme_exist() -> None:
     assert sorted(p for p in paths if not (ROOT / p).exists()) == []
 
 
+def test_paper_page_names_code_and_tests_that_exist() -> None:
+    """Each row of the page names a file, and where it names something in it, that is there; each test file exists."""
+    page = (ROOT / "policies" / "from_paper_to_code.md").read_text()
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ") and "`policies/" in line]
+    assert len(rows) >= 35
+    for _, method, code, tests, *_ in rows:
+        files = re.findall(r"`(policies/[\w/.]+)`(?:: ((?:`\w+`(?:, )?)+))?", code)
+        assert files, method
+        for file, names in files:
+            assert (ROOT / file).exists(), f"{method}: {file}"
+            for name in re.findall(r"`(\w+)`", names):
+                assert re.search(rf"\b(class|def) {name}\b", (ROOT / file).read_text()), f"{method}: {name} in {file}"
+        named = re.findall(r"`((?:\w+/)?[\w.]*)`", tests)
+        assert named, method
+        assert [t for t in named if not (ROOT / "tests" / "policies" / t).exists()] == [], method
+
+
 def test_commands_in_readme_exist() -> None:
     from kineflow.cli import _parser
 
