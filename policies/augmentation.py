@@ -42,8 +42,8 @@ class AffineSymmetry:
             ("state", self.state_matrix, self.state_offset, state),
             ("action", self.action_matrix, self.action_offset, action),
         ):
-            shape = np.shape(matrix) or (0,)
-            if (shape != (spec.size, spec.size) and (spec.size or shape != (0,))) or len(offset) != spec.size:
+            expected: tuple[int, ...] = (spec.size, spec.size) if spec.size else (0,)  # an empty matrix has one axis
+            if np.shape(matrix) != expected or len(offset) != spec.size:
                 raise ContractError(
                     f"symmetry.{name}_matrix has shape {np.shape(matrix)}, the {name} has {spec.size} dimensions {spec.names}"
                 )

@@ -61,12 +61,11 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: Vision, spec: VectorSpec, observation_horizon: int, cameras: Mapping[str, CameraSpec]) -> None:
         super().__init__()
         self.shift = config.shift
-        self.cameras = nn.ModuleDict(
-            {name: CameraEncoder(config, observation_horizon, cameras[name]) for name in sorted(cameras)}
-        )
+        encoders = {name: CameraEncoder(config, observation_horizon, cameras[name]) for name in sorted(cameras)}
+        self.cameras = nn.ModuleDict(encoders)
         self.state = config.state.build(spec, observation_horizon, {}) if spec.size else None
-        tokens = [encoder.tokens for encoder in self.cameras.values()]
-        self.token_shape = (sum(map(int, tokens)) + (self.state is not None), config.token)
+        tokens = sum(encoder.tokens for encoder in encoders.values()) + (self.state is not None)
+        self.token_shape = (tokens, config.token)
 
     def standardise(self, mean: Float[Tensor, "F"], std: Float[Tensor, "F"]) -> None:
         """Take the statistics of the state's geometry features; images need none."""
