@@ -152,7 +152,9 @@ def search(
     # The first of equals, and a parent before a mixture: no weight is claimed that was not earned.
     chosen = max(sweep, key=lambda arm: (arm.score(config.score), max(arm.weights)))
     final = reweighted(policy, chosen.weights)
-    arms: list[tuple[str, tuple[float, ...], Policy]] = [("composed", chosen.weights, final)]
+    # All weight on one parent is that parent as it is: its gain is zero, not what another solver's rounding makes of it.
+    actor: Policy = policy.parents[chosen.weights.index(1.0)] if 1.0 in chosen.weights else final
+    arms: list[tuple[str, tuple[float, ...], Policy]] = [("composed", chosen.weights, actor)]
     arms += [(n, one_hot(i, len(policy.names)), p) for i, (n, p) in enumerate(zip(policy.names, policy.parents))]
     arms += _baselines(final, chosen.weights)
     report = tuple(Arm(name, weights, play(name, arm, config.evaluation.seeds)) for name, weights, arm in arms)
