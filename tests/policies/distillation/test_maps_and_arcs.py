@@ -163,3 +163,19 @@ def test_states_move_from_the_teachers_way_to_the_students() -> None:
     # and the teacher's states lie on its way: there the right student has (nearly) no loss either.
     early = ArcFlow(NOWHERE).loss(FlowMap(), OneMode(RATE), lesson(200, field=growing, progress=0.0))
     assert early.mean().item() < 0.02
+
+
+def test_the_teacher_is_asked_at_the_time_of_the_state() -> None:
+    """dz/dt = exp(RATE t), the same for every z: an arc that starts at s has velocity exp(RATE s) and that rate."""
+
+    def field(x: torch.Tensor, lam: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        t = over(torch.sigmoid(lam), x)
+        return x * torch.hypot(t, 1 - t) + (1 - t) * torch.exp(RATE * t)
+
+    class Knows(OneMode):
+        def step(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> ArcStep:
+            ones = torch.ones(*x.shape[:2], 1, dtype=x.dtype)
+            return ArcStep(torch.exp(RATE * over(t, x)).expand_as(x)[:, :, None], ones, RATE * ones)
+
+    losses = ArcFlow(NOWHERE).loss(FlowMap(steps=2), Knows(RATE), lesson(100, field=field))
+    assert losses.median().item() < 1e-20
