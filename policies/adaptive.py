@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kineflow.contracts import KineflowError
 from kineflow.policies.field import Chunk, Field, Tokens
-from kineflow.policies.stepping import FlowClock, Grid, Noise, levels_of, quotient
+from kineflow.policies.stepping import FlowClock, Grid, Noise, levels_of, like, quotient
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class AdaptiveSkipping:
     def __call__(self, field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, fresh: Noise) -> Chunk:
         levels, lam = levels_of(lambdas, noise)
         clock = FlowClock.at(lam)
-        rate, z = quotient(1.0, clock.left), noise * clock.norm[0]
+        rate, norm, shares, first = like(noise, quotient(1.0, clock.left), clock.norm, clock.shares, clock.steps[0] / 2)
+        z = noise * norm[0]
         past = _Past.empty(z)
         skips = torch.zeros(len(z), dtype=torch.long, device=z.device)
         for k in range(len(levels) - 1):
@@ -47,26 +48,29 @@ class AdaptiveSkipping:
             skips = torch.where(ask, 0, skips + 1)
             sample = z
             if bool(ask.any()):
-                sample = field(z / clock.norm[k], levels[k], condition)
+                sample = field(z / norm[k], levels[k], condition)
                 v = rate[k] * (sample - z)
                 if k == 1:  # the first step was of first order: corrected now that the velocity at its end is known
-                    z = torch.where(clock.final[0], z, z + clock.steps[0] / 2 * (v - past.v[0]))
+                    z = torch.where(clock.final[0], z, z + first * (v - past.v[0]))
                 past = past.with_velocity(v, ahead, ask)
-            moved = z + past.integral(ahead, clock.left[k + 1].expand_as(z))
-            z = torch.where(final, torch.lerp(z, sample, clock.shares[k]), moved)
-        return z / clock.norm[-1]
+            moved = z + past.integral(ahead, clock.left[k + 1].expand_as(z)).to(z)
+            z = torch.where(final, torch.lerp(z, sample, shares[k]), moved)
+        return z / norm[-1]
 
 
 @dataclass(frozen=True)
 class _Past:
-    """Up to four velocities that were asked for, newest first, and where: 1 - t, NaN before there is one. All `[4, B, H, A]`."""
+    """Up to four velocities that were asked for, newest first, and where: 1 - t, NaN before there is one. All `[4, B, H, A]`.
+
+    Times are float64 whatever the velocities are, and so is what is made of both: divided differences lose digits.
+    """
 
     v: Tensor
     left: Tensor
 
     @classmethod
     def empty(cls, z: Chunk) -> _Past:
-        return cls(z.new_zeros((4, *z.shape)), z.new_full((4, *z.shape), torch.nan))
+        return cls(z.new_zeros((4, *z.shape)), z.new_full((4, *z.shape), torch.nan, dtype=torch.float64))
 
     def with_velocity(self, v: Chunk, left: Chunk, rows: Tensor) -> _Past:
         here = rows[:, None, None]

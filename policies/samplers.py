@@ -8,6 +8,7 @@ One-step solvers are below, multistep ones in multistep.py, what they share (and
     ddpm, sde           1      N                   a chunk per step
     ab2, dpmpp2m        2      N
     ab3                 3      N
+    adaptive            3      N at most: for many small steps, see adaptive.py
     heun, midpoint      2      2 N - 1
     rk4                 4      4 N - 3
 """
@@ -26,6 +27,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from kineflow.contracts import KineflowError
+from kineflow.policies.adaptive import AdaptiveSkipping
 from kineflow.policies.field import Chunk, Field, Tokens
 from kineflow.policies.multistep import ab2 as ab2, ab3 as ab3, dpmpp2m as dpmpp2m
 from kineflow.policies.paths import variance_preserving
@@ -42,7 +44,7 @@ from kineflow.policies.stepping import (
 )
 from kineflow.policies.time_grids import uniform_time_grid as uniform_time_grid
 
-SolverName = Literal["euler", "ddim", "heun", "midpoint", "rf_solver", "rk4", "ab2", "ab3", "dpmpp2m", "ddpm", "sde"]
+SolverName = Literal["euler", "ddim", "heun", "midpoint", "rf_solver", "rk4", "ab2", "ab3", "adaptive", "dpmpp2m", "ddpm", "sde"]
 
 
 def ddim(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, fresh: Noise) -> Chunk:
@@ -114,6 +116,7 @@ SOLVERS: Mapping[SolverName, Sampler] = {
     "rk4": rk4,
     "ab2": ab2,
     "ab3": ab3,
+    "adaptive": AdaptiveSkipping(),
     "dpmpp2m": dpmpp2m,
     "ddpm": ancestral,
     "sde": sde,
@@ -129,7 +132,10 @@ def solver_of(name: SolverName, diffusion: float = 1.0) -> Sampler:
 
 
 def calls(solver: SolverName, steps: int) -> int:
-    """Network calls that a chunk takes on a grid of `steps` steps that ends at sigma = 0 (its last step takes one)."""
+    """Network calls that a chunk takes on a grid of `steps` steps that ends at sigma = 0 (its last step takes one).
+
+    Of "adaptive" the most that it takes.
+    """
     return (steps - 1) * _CALLS_OF_A_STEP.get(solver, 1) + 1
 
 

@@ -298,7 +298,9 @@ def test_network_calls(solver: SolverName) -> None:
 
     SOLVERS[solver](counting, chunks(), uniform_time_grid(CondOT(), 6), None, row_noise(5))
     expected = {"heun": 11, "midpoint": 11, "rf_solver": 11, "rk4": 21}.get(solver, 6)
-    assert seen == [torch.Size([5])] * expected
+    skipped = expected - len(seen)
+    assert skipped == 0 or (solver == "adaptive" and skipped == 1), "only that solver may skip: after the fourth, not the last"
+    assert seen == [torch.Size([5])] * (expected - skipped)
     assert calls(solver, 6) == expected
     assert calls(solver, 1) == 1
 
