@@ -66,6 +66,18 @@ def test_a_prefix_that_does_not_fit_is_refused() -> None:
         network().predict(observation(), SamplingRequest(SEEDS, prefix=prefix))
 
 
+def test_limits_hold_for_a_prefix_that_leaves_them() -> None:
+    """The caller's guide is nearer to the solver than the prefix: what was planned out of the box is cut to it."""
+    net, seen = network(), observation()
+    prefix = CommittedPrefix(np.full((3, 8, 2), 2.0, np.float32), np.ones((3, 8), np.float32), 8)
+
+    def limited(units: ActionUnits) -> Guide:
+        return lambda field: Constrain(field, lambda chunk: units.normalise(units.restore(chunk).clamp(-1.5, 1.5)))
+
+    actions = net.predict(seen, SamplingRequest(SEEDS, steps=1, prefix=prefix), limited).actions
+    np.testing.assert_allclose(actions, 1.5, atol=1e-5)
+
+
 def test_costs_and_limits_in_metres() -> None:
     """A cost pulls all chunks to a goal; limits of rate and box hold for what comes out, from the last executed action on."""
     net, seen = network(), observation()

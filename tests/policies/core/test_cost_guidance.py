@@ -133,6 +133,27 @@ def test_steep_costs_run_away_only_without_their_curvature() -> None:
     assert free.abs().max() > 1e6
 
 
+def test_a_cost_that_curves_down_is_taken_as_flat() -> None:
+    """1 + curvature P would pass through zero: away from a peak the chunk would be thrown, or pulled onto it."""
+    peak = lambda chunk: -3 * chunk.square().sum(dim=(1, 2))  # noqa: E731
+    x, lam = chunks(3), torch.tensor([-2.0, 0.0, 2.0], dtype=DOUBLE)
+    measured, flat = (CostGuidance(gaussian(0.1, 1), peak, curvature=c)(x, lam, None) for c in (None, 0.0))
+    assert torch.equal(measured, flat)
+
+
+def test_curvature_is_measured_along_the_gradient_of_each_row() -> None:
+    """A cost with another curvature in each dimension and row: g H g / g g, by hand; a row alone gives the same."""
+    stiffness = torch.tensor([1.0, 9.0], dtype=DOUBLE) * torch.tensor([1.0, 5.0], dtype=DOUBLE)[:, None, None]
+    x, lam, law = chunks(2), torch.tensor([-0.5, 0.5], dtype=DOUBLE), gaussian(0.1, 1)
+    field = CostGuidance(law, lambda chunk: (stiffness[: len(chunk)] * chunk.square()).sum(dim=(1, 2)) / 2)
+    sample, variance = law(x, lam, None), torch.sigmoid(-2 * lam)[:, None, None]
+    slope = stiffness * sample
+    curvature = (stiffness * slope**2).sum((1, 2), keepdim=True) / (slope**2).sum((1, 2), keepdim=True)
+    expected = sample - variance * slope / (1 + curvature * variance)
+    torch.testing.assert_close(field(x, lam, None), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(field(x[:1], lam[:1], None), expected[:1], rtol=1e-12, atol=1e-12)
+
+
 def test_costs_with_kinks_need_no_second_derivative() -> None:
     field = CostGuidance(gaussian(0, 1), lambda chunk: (chunk - 1).abs().sum(dim=(1, 2)))
     x, lam = torch.zeros(2, 3, 2, dtype=DOUBLE), torch.zeros(2, dtype=DOUBLE)

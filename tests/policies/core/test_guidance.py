@@ -236,7 +236,8 @@ def test_one_time_guidance_is_exact_at_the_first_level_and_keeps_its_negative() 
 def test_one_time_guidance_moves_the_law_and_does_not_run_away() -> None:
     """Guided at high noise it moves beyond m_c, away from m_u. Negative control: at every level, nothing holds it."""
     switch = Switch(gaussian(0.8, 0.4), gaussian(-0.3, 0.4))
-    held, free = (solved(OneTimeGuidance(NULL, 2.0, below)(switch), steps=30, rows=100) for below in (0.0, math.inf))
+    guides = OneTimeGuidance(NULL, 2.0), OneTimeGuidance(NULL, 2.0, below=math.inf)
+    held, free = (solved(guide(switch), steps=30, rows=100) for guide in guides)
     assert 1.0 < held.mean().item() < 1.9
     assert held.std().item() < 0.8
     assert free.std().item() > 3

@@ -10,8 +10,9 @@ import torch
 
 from kineflow.contracts import KineflowError
 from kineflow.policies.analytic import CorrelatedGaussian
+from kineflow.policies.field import Chunk, Field, Tokens
 from kineflow.policies.inpainting import Inpaint
-from kineflow.policies.samplers import RowNoise, Sampler, ancestral, ddim
+from kineflow.policies.samplers import Grid, Noise, RowNoise, Sampler, ancestral, ddim
 
 DOUBLE = torch.float64
 KNOWN = torch.tensor([1.0, 1.5, 0.0, 0.0], dtype=DOUBLE)[None, :, None]
@@ -82,6 +83,27 @@ def test_going_back_keeps_the_spread() -> None:
     nothing = Inpaint(ddim, KNOWN.expand(600, -1, -1), torch.zeros(1, 4, 1, dtype=torch.bool), 4)
     spread = nothing(smooth_law(), noise.draw(), GRID, None, noise).std(dim=0).flatten()
     torch.testing.assert_close(spread, smooth_law().covariance.diagonal().sqrt(), rtol=0.2, atol=0)
+
+
+def test_what_each_step_starts_from() -> None:
+    """Known entries alpha a + sigma z, free ones r x' + sqrt(sigma^2 - r^2 sigma'^2) z, r = alpha / alpha', with every z = 1."""
+    seen = []
+
+    def standing(field: Field, x: Chunk, lambdas: Grid, condition: Tokens | None, fresh: Noise) -> Chunk:
+        seen.append(x)
+        return x
+
+    class Ones:
+        def draw(self) -> torch.Tensor:
+            return torch.ones(1, 4, 1, dtype=DOUBLE)
+
+    lambdas = torch.tensor([-1.0, 0.5, math.inf], dtype=DOUBLE)
+    Inpaint(standing, KNOWN, IS_KNOWN[None], 2)(smooth_law(), 3 * Ones().draw(), lambdas, None, Ones())
+    (alpha, after, _), (sigma, less, _) = (torch.sqrt(torch.sigmoid(2 * sign * lambdas)) for sign in (1, -1))
+    back = alpha / after * 3 + torch.sqrt(sigma**2 - (alpha / after * less) ** 2)
+    for x, a, s, free in zip(seen, (alpha, alpha, after), (sigma, sigma, less), (3, back, back), strict=True):
+        torch.testing.assert_close(x[:, :2], a * KNOWN[:, :2] + s, rtol=1e-12, atol=0)
+        torch.testing.assert_close(x[:, 2:], free * torch.ones(1, 2, 1, dtype=DOUBLE), rtol=1e-12, atol=0)
 
 
 def test_no_cycle_is_refused() -> None:

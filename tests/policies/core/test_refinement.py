@@ -59,17 +59,22 @@ def test_mean_of_the_pull() -> None:
     assert pull.mean().item() == pytest.approx(expected, abs=4 * pull.std().item() / math.sqrt(len(x)))
 
 
-@pytest.mark.parametrize(("lam", "weight"), [(0.0, 1.0), (1.0, 3.0)])
-def test_fixed_point_of_a_linear_observation(lam: float, weight: float) -> None:
-    """(mu - y) / r + weight sigma^2 (mu - m) / V = 0; one noise level, where the noise averages out."""
-    mean, std, observed, variance = 0.2, 0.5, 1.4, 0.3
+@pytest.mark.parametrize(("lam", "weight", "std"), [(0.0, 1.0, 0.5), (1.0, 3.0, 0.5), (0.5, 2.0, 0.0)])
+def test_fixed_point_of_a_linear_observation(lam: float, weight: float, std: float) -> None:
+    """(mu - y) / r + weight sigma^2 (mu - m) / V = 0; one noise level, where the noise averages out.
+
+    Of a law with one possible chunk, std 0, eps_hat - eps is alpha (mu - m) / sigma whatever is drawn: there with real noise.
+    """
+    mean, observed, variance = 0.2, 1.4, 0.3
     sigma2 = 1 / (1 + math.exp(2 * lam))
     stiffness = weight * sigma2 / ((1 - sigma2) * std**2 + sigma2)
     expected = (observed / variance + stiffness * mean) / (1 / variance + stiffness)
 
-    class Silent:
+    drawn = RowNoise(np.arange(2), (1, 1), DOUBLE)
+
+    class NoiseOrNone:
         def draw(self) -> torch.Tensor:
-            return torch.zeros(2, 1, 1, dtype=DOUBLE)
+            return drawn.draw() if std == 0 else drawn.zeros()
 
     refined = red_diff(
         gaussian(mean, std),
@@ -77,7 +82,7 @@ def test_fixed_point_of_a_linear_observation(lam: float, weight: float) -> None:
         lambda mu: ((mu - observed) ** 2).sum(dim=(1, 2)) / (2 * variance),
         torch.full((150,), lam, dtype=DOUBLE),
         None,
-        Silent(),
+        NoiseOrNone(),
         weight=weight,
         learning_rate=0.2,
     )
