@@ -15,7 +15,7 @@ from kineflow.policies.distillation.distill import distill
 from kineflow.policies.train import TrainConfig, train
 
 TEACHERS = {"flow": "train/pusht_flow", "diffusion": "train/pusht_diffusion"}
-STUDENTS = ("psd", "lsd", "meanflow", "reflow")  # of the flow teacher
+STUDENTS = ("psd", "lsd", "onestep", "reflow")  # of the flow teacher
 TEACHER_MINUTES, STUDENT_MINUTES = 12.0, 4.0
 QUICK_MINUTES = 0.4
 
