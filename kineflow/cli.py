@@ -146,6 +146,7 @@ def _add_compose(verbs: Any) -> None:
     compose.add_argument("--operator", choices=["convex", "and", "or"])
     compose.add_argument("--solver", help="ddim, heun, dpmpp2m, ddpm, sde, ... (default: the policies' own, or ddim)")
     compose.add_argument("--steps", type=int, help="default: the most that one of the policies takes")
+    compose.add_argument("--grid", help="noise levels, known to all policies: uniform (default), shifted:3, edm:7, lambda")
     compose.add_argument(
         "--diffusion", type=float, metavar="K", help="of solver sde; a growing K goes to the product of densities"
     )

@@ -14,7 +14,7 @@ from kineflow.config import load_config
 from kineflow.contracts import KineflowError
 from kineflow.policies.checkpoint import ChunkPolicy
 from kineflow.policies.compose.composition import Composition
-from kineflow.policies.compose.folder import load_parents, save_composed
+from kineflow.policies.compose.folder import load_parents, refuse_used, save_composed
 from kineflow.policies.compose.policy import ComposedPolicy, compose
 from kineflow.policies.compose.report import build_search_report
 from kineflow.policies.compose.search import MakeEnvironment, SearchConfig, SearchResult, search
@@ -73,21 +73,21 @@ def build(
 ) -> Built:
     """Compose `sources` (policies, or one YAML file of a Composition) into the folder `out`.
 
-    `options` are fields of Composition; what is missing is taken from the parents. With `searched` the weights are looked for.
+    `options` are fields of Composition; what is missing is taken from the parents. With `searched` the weights are looked for;
+    a search that was stopped goes on from what it has played.
 
     Raises:
         KineflowError: `out` is in use, or the parents cannot be composed so; nothing is written then.
     """
     console = console or Console(stderr=True)
-    if out.exists() and any(out.iterdir()):
-        raise KineflowError(f"{out}: is not empty; name another folder, or remove it")
+    refuse_used(out)
     sources, fixed = _read(sources, options)
     parents, names = load_parents(sources)
     weights = {} if not searched or "schedule" in fixed else {"weights": (1 / len(parents),) * len(parents)}
     policy = compose(parents, names, _composition(parents, names, fixed | weights))
     result = None
     if searched:
-        policy, result = search(policy, searched, console, make_env)
+        policy, result = search(policy, searched, console, make_env, out / "search" / "arms")
     policy = save_composed(policy, out, sources if link else ())
     if result:
         _write(result, policy.composition, out / "search")
@@ -155,7 +155,7 @@ def _composition(parents: Sequence[ChunkPolicy], names: Sequence[str], options: 
 
 
 def _write(result: SearchResult, composition: Composition, folder: Path) -> None:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "search.json").write_text(json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n")
     (folder / "report.html").write_text(build_search_report(result, composition), encoding="utf-8")
     lines = []

@@ -40,9 +40,8 @@ def load_parents(sources: Sequence[str | Path], device: str = "cpu") -> tuple[li
 
 
 def save_composed(policy: ComposedPolicy, folder: Path, sources: Sequence[str | Path] = ()) -> ComposedPolicy:
-    """Write `folder`, which must not hold anything yet; with `sources` the parents are linked instead of copied."""
-    if folder.exists() and any(folder.iterdir()):
-        raise KineflowError(f"{folder}: is not empty; name another folder, or remove it")
+    """Write `folder`, which must not hold a policy yet; with `sources` the parents are linked instead of copied."""
+    refuse_used(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if sources:
         places = [os.path.relpath(find_checkpoint(source).resolve(), folder.resolve()) for source in sources]
@@ -54,6 +53,15 @@ def save_composed(policy: ComposedPolicy, folder: Path, sources: Sequence[str | 
     save_config(saved.composition, folder / COMPOSE_FILE)
     (folder / "contract.json").write_text(to_json(saved.contract))
     return saved
+
+
+def refuse_used(folder: Path) -> None:
+    """Raises KineflowError unless `folder` is new or holds nothing but a search that was stopped."""
+    search = folder / "search"
+    others = [p for p in folder.iterdir() if p != search] if folder.is_dir() else [p for p in [folder] if p.exists()]
+    done = [p for p in search.iterdir() if p.name != "arms"] if search.is_dir() else [p for p in [search] if p.exists()]
+    if others or done:
+        raise KineflowError(f"{folder}: is not empty; name another folder, or remove it")
 
 
 def load_composed(folder: Path, device: str = "cpu") -> ComposedPolicy:

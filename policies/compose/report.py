@@ -76,16 +76,17 @@ def _card(title: str, value: str, score: Estimate, hint: str) -> str:
 def _section_arms(result: SearchResult) -> str:
     composed = result.report[0]
     rows = "".join(_row(arm, None if arm is composed else composed.minus(arm)) for arm in result.report)
+    mixture = "the best mixture, because one parent alone was chosen" if max(result.chosen.weights) == 1 else "the composition"
     head = "<tr><th>policy</th><th>mean max reward</th><th>success</th><th>best coverage</th><th>composed minus this</th></tr>"
     return (
-        "<section><h2>On report seeds</h2><p class='lead'>Every row played the same starts, once. Baselines use the chosen "
-        "weights: finished chunks averaged, or one parent drawn for each chunk.</p>"
+        "<section><h2>On report seeds</h2><p class='lead'>Every row played the same starts, once. Baselines use the weights "
+        f"of {mixture}: finished chunks averaged, or one parent drawn for each chunk.</p>"
         f'<div class="card scroll"><table class="plain"><thead>{head}</thead><tbody>{rows}</tbody></table></div></section>'
     )
 
 
 def _row(arm: Arm, difference: Estimate | None) -> str:
-    weights = ", ".join(f"{w:g}" for w in arm.weights) if arm.name.startswith("composed") else ""
+    weights = ", ".join(f"{w:g}" for w in arm.weights) if arm.name.startswith(("composed", "best mixture")) else ""
     gap = "" if difference is None else f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
     cells = [_interval(arm.reward), _interval(arm.success), _interval(arm.coverage), gap]
     name = html.escape(f"{arm.name} ({weights})" if weights else arm.name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from rich.console import Console
 from kineflow.contracts import KineflowError, Policy, PolicyContract, to_plain
 from kineflow.policies.compose.baselines import FinalActions
 from kineflow.policies.compose.composition import Composition
+from kineflow.policies.compose.played_arms import PlayedArms
 from kineflow.policies.compose.policy import ComposedPolicy, compose
 from kineflow.policies.eval_result import EvalConfig
 from kineflow.policies.evaluation import environment_factory
@@ -48,6 +50,11 @@ class SearchConfig:
             raise KineflowError(
                 f"search seeds {search.start} to {search.stop - 1} and report seeds {report.start} to {report.stop - 1} overlap: "
                 "weights would be judged on the episodes that chose them; move search_start"
+            )
+        if self.evaluation.sampling:
+            raise KineflowError(
+                f"evaluation: {', '.join(self.evaluation.sampling)} would change nothing here: parents are judged as they were "
+                "saved, and the composition is sampled as --solver, --steps, --grid and --diffusion say"
             )
         if self.spacing and not (0 < self.spacing <= 0.5 and abs(round(1 / self.spacing) * self.spacing - 1) < 1e-9):
             raise KineflowError(f"spacing of the weights is {self.spacing:g}; it must divide 1, e.g. 0.1, 0.125 or 0.25")
@@ -139,25 +146,41 @@ class SearchResult:
 
 
 def search(
-    policy: ComposedPolicy, config: SearchConfig, console: Console, make_env: MakeEnvironment | None = None
+    policy: ComposedPolicy,
+    config: SearchConfig,
+    console: Console,
+    make_env: MakeEnvironment | None = None,
+    keep_in: Path | None = None,
 ) -> tuple[ComposedPolicy, SearchResult]:
-    """The policy with the best weights, and how it was found and judged. Raises KineflowError for operators without weights."""
+    """The policy with the best weights, and how it was found and judged. Raises KineflowError for operators without weights.
+
+    Each arm is kept in the folder `keep_in` when it has been played; what lies there from the same search is not played again.
+    """
     if policy.composition.operator == "and" or policy.composition.schedule:
         raise KineflowError(
             "--search looks for constant weights of operator convex or or; leave --operator and or the schedule out"
         )
     torch.set_num_threads(config.evaluation.threads)
-    play = _player(config, make_env or (lambda contract: environment_factory(config.evaluation.env, contract)), console)
+    kept = PlayedArms.of(keep_in, policy, config.evaluation) if keep_in else None
+    play = _Player(config, make_env or (lambda contract: environment_factory(config.evaluation.env, contract)), console, kept)
     sweep = _sweep(policy, config, play)
     # The first of equals, and a parent before a mixture: no weight is claimed that was not earned.
     chosen = max(sweep, key=lambda arm: (arm.score(config.score), max(arm.weights)))
     final = reweighted(policy, chosen.weights)
-    # All weight on one parent is that parent as it is: its gain is zero, not what another solver's rounding makes of it.
-    actor: Policy = policy.parents[chosen.weights.index(1.0)] if 1.0 in chosen.weights else final
-    arms: list[tuple[str, tuple[float, ...], Policy]] = [("composed", chosen.weights, actor)]
+    arms: list[tuple[str, tuple[float, ...], Policy]] = []
+    if 1.0 in chosen.weights:
+        # All weight on one parent is that parent as it is: its gain is zero, not what another solver's rounding makes of it.
+        arms.append(("composed", chosen.weights, policy.parents[chosen.weights.index(1.0)]))
+    else:
+        arms.append(("composed", chosen.weights, final))
     arms += [(n, one_hot(i, len(policy.names)), p) for i, (n, p) in enumerate(zip(policy.names, policy.parents))]
-    arms += _baselines(final, chosen.weights)
-    report = tuple(Arm(name, weights, play(name, arm, config.evaluation.seeds)) for name, weights, arm in arms)
+    mixed = final
+    if 1.0 in chosen.weights:  # what mixing would have given, for an honest page, and something to compare baselines with
+        best = max((arm for arm in sweep if max(arm.weights) < 1), key=lambda arm: arm.score(config.score))
+        mixed = reweighted(policy, best.weights)
+        arms.append(("best mixture", best.weights, mixed))
+    arms += _baselines(mixed)
+    report = tuple(Arm(name, weights, play(name, weights, arm, config.evaluation.seeds)) for name, weights, arm in arms)
     return final, SearchResult(config, policy.names, sweep, chosen, report)
 
 
@@ -178,40 +201,52 @@ def reweighted(policy: ComposedPolicy, weights: tuple[float, ...], **changes: An
     return compose(policy.parents, policy.names, composition)
 
 
-def _sweep(policy: ComposedPolicy, config: SearchConfig, play: Callable[..., tuple[EpisodeResult, ...]]) -> tuple[Arm, ...]:
+def _sweep(policy: ComposedPolicy, config: SearchConfig, play: _Player) -> tuple[Arm, ...]:
     """Each weight on search seeds; all the weight on one parent is that parent as it is."""
     arms = []
     for weights in simplex(len(policy.parents), config.spacing):
         alone = weights.index(1.0) if 1.0 in weights else None
         name = ",".join(f"{w:g}" for w in weights) if alone is None else policy.names[alone]
         actor = reweighted(policy, weights) if alone is None else policy.parents[alone]
-        arms.append(Arm(name, weights, play(name, actor, config.search_seeds)))
+        arms.append(Arm(name, weights, play(name, weights, actor, config.search_seeds)))
     return tuple(arms)
 
 
-def _baselines(final: ComposedPolicy, weights: tuple[float, ...]) -> list[tuple[str, tuple[float, ...], Policy]]:
+def _baselines(final: ComposedPolicy) -> list[tuple[str, tuple[float, ...], Policy]]:
+    weights = final.composition.weights
     kinds: list[tuple[str, Policy]] = [
         ("mean of final actions, shared noise", FinalActions(final, weights)),
         ("mean of final actions, independent noise", FinalActions(final, weights, noise="independent")),
         ("random switching", FinalActions(final, weights, how="switch")),
     ]
-    if final.composition.operator == "convex" and max(weights) < 1:
+    if final.composition.operator == "convex":
         kinds.insert(0, ("composed, independent noise", reweighted(final, weights, noise="independent")))
     return [(name, weights, policy) for name, policy in kinds]
 
 
-def _player(
-    config: SearchConfig, make_env: MakeEnvironment, console: Console
-) -> Callable[[str, Policy, Sequence[int]], tuple[EpisodeResult, ...]]:
-    def play(name: str, policy: Policy, seeds: Sequence[int]) -> tuple[EpisodeResult, ...]:
-        evaluation = config.evaluation
-        rollout = Rollout(policy, make_env(policy.contract), min(evaluation.num_envs, len(seeds)), evaluation.batch)
-        phase = "search" if seeds == config.search_seeds else "report"
-        with console.status(f"{phase}: {name}, {len(seeds)} episodes"):
-            episodes = tuple(sorted(rollout.run(seeds), key=lambda e: e.seed))
+@dataclass(frozen=True)
+class _Player:
+    """Plays an arm, or takes it from what was kept."""
+
+    config: SearchConfig
+    make_env: MakeEnvironment
+    console: Console
+    kept: PlayedArms | None
+
+    def __call__(self, name: str, weights: tuple[float, ...], policy: Policy, seeds: Sequence[int]) -> tuple[EpisodeResult, ...]:
+        phase = "search" if seeds == self.config.search_seeds else "report"
+        known = self.kept.find(phase, name, weights, seeds) if self.kept else None
+        episodes = self._play(f"{phase}: {name}, {len(seeds)} episodes", policy, seeds) if known is None else known
+        if self.kept and known is None:
+            self.kept.keep(phase, name, weights, seeds, episodes)
         mean = sum(e.max_reward for e in episodes) / len(episodes)
         success = sum(e.success for e in episodes) / len(episodes)
-        console.print(f"{phase}  {name:44} reward {mean:.3f}  success {success:.0%}")
+        before = "" if known is None else "  (played before)"
+        self.console.print(f"{phase}  {name:44} reward {mean:.3f}  success {success:.0%}{before}")
         return episodes
 
-    return play
+    def _play(self, what: str, policy: Policy, seeds: Sequence[int]) -> tuple[EpisodeResult, ...]:
+        evaluation = self.config.evaluation
+        rollout = Rollout(policy, self.make_env(policy.contract), min(evaluation.num_envs, len(seeds)), evaluation.batch)
+        with self.console.status(what):
+            return tuple(sorted(rollout.run(seeds), key=lambda e: e.seed))

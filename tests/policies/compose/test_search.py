@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterator
@@ -17,10 +18,13 @@ from kineflow.policies.checkpoint import ChunkPolicy
 from kineflow.policies.compose.baselines import FinalActions, chosen_one, seeds_of
 from kineflow.policies.compose.build import build
 from kineflow.policies.compose.composition import Composition
+from kineflow.policies.compose.played_arms import NOT_KEPT, PlayedArms
 from kineflow.policies.compose.policy import ComposedPolicy, compose
-from kineflow.policies.compose.search import SearchConfig, SearchResult, one_hot, search, simplex
+from kineflow.policies.compose.report import build_search_report
+from kineflow.policies.compose.search import SearchConfig, SearchResult, one_hot, reweighted, search, simplex
 from kineflow.policies.eval_result import EvalConfig
 from kineflow.policies.load import load_policy
+from kineflow.policies.running_episode import EpisodeResult
 from tests.policies.compose.conftest import DIFFUSION, Make, ask, look
 from tests.policies.conftest import INTERFACE
 
@@ -190,6 +194,86 @@ def test_search_writes_a_policy_and_a_page_without_requests(
     lines = [json.loads(line) for line in (tmp_path / "out" / "search" / "episodes.jsonl").read_text().splitlines()]
     assert {(row["phase"], row["seed"]) for row in lines} == set(_expected())
     assert built.to_json()["weights"] == list(loaded.composition.weights)
+
+
+def test_a_stopped_search_goes_on_and_plays_nothing_twice(
+    pair: tuple[ChunkPolicy, ChunkPolicy], middle: float, tmp_path: Path
+) -> None:
+    sources = [str(policy.save_pretrained(tmp_path / name)) for name, policy in zip(("flow", "diffusion"), pair)]
+    log: list[int] = []
+
+    def play(out: str, arms: int) -> SearchResult:
+        """The first `arms` arms get an environment; the next one stops the search."""
+        log.clear()
+        left = iter(range(arms))
+
+        def make_env(contract):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return lambda: Reach(middle, log)
+
+        built = build(sources, tmp_path / out, {"steps": 2}, searched=CONFIG, make_env=make_env, console=QUIET)
+        assert built.result is not None
+        return built.result
+
+    whole = play("whole", 99)
+    played = len(log)
+    with pytest.raises(KeyboardInterrupt):
+        play("out", 5)  # three weights, then two on report seeds
+    stopped = len(log)
+    result = play("out", 99)
+    assert stopped == 3 * 3 + 2 * 4
+    assert len(log) == played - stopped
+    assert result == whole
+    with pytest.raises(KineflowError, match="is not empty"):
+        play("out", 99)
+
+
+def test_what_another_search_played_is_never_read(
+    pair: tuple[ChunkPolicy, ChunkPolicy], composed: ComposedPolicy, tmp_path: Path
+):
+    """Other weights of a parent, another sampler, other rows of a call, other seeds, another arm."""
+
+    def kept(policy: ComposedPolicy = composed, **changes) -> PlayedArms:
+        return PlayedArms.of(tmp_path, policy, replace(CONFIG.evaluation, **changes))
+
+    episodes = [EpisodeResult(seed, True, 0.1 + seed, 1.0, 0.5, 3.0, 8, 0, (), (), NOT_KEPT) for seed in (1, 2)]
+    kept().keep("search", "a", (0.5, 0.5), range(1, 3), episodes)
+    assert list(kept(num_envs=2).find("search", "a", (0.5, 0.5), range(1, 3)) or ()) == episodes
+    assert kept(reweighted(composed, (0.1, 0.9))).identity == kept().identity
+    other = copy.deepcopy(pair[0])
+    next(other.network.head.parameters()).data.flatten()[0] += 1e-3
+    for name, stranger in {
+        "parent": kept(replace(composed, parents=(other, pair[1]))),
+        "steps": kept(replace(composed, composition=replace(composed.composition, steps=3))),
+        "batch": kept(batch=5),
+    }.items():
+        assert stranger.find("search", "a", (0.5, 0.5), range(1, 3)) is None, name
+    assert kept().find("report", "a", (0.5, 0.5), range(1, 3)) is None
+    assert kept().find("search", "b", (0.5, 0.5), range(1, 3)) is None
+    assert kept().find("search", "a", (0.4, 0.6), range(1, 3)) is None
+    assert kept().find("search", "a", (0.5, 0.5), range(2, 4)) is None
+
+
+def test_where_one_parent_is_chosen_the_page_still_judges_the_best_mixture(composed: ComposedPolicy) -> None:
+    class Nearest(Reach):
+        """The further from zero the action, the better: mixtures lie in between."""
+
+    mean = composed.parents[0].predict(look(2, 32), ask(32)).actions[..., 0].mean()
+    _, result = search(composed, CONFIG, QUIET, lambda contract: lambda: Nearest(100 * float(mean)))
+    assert 1.0 in result.chosen.weights
+    parent = result.report[1 + result.chosen.weights.index(1.0)]
+    assert result.report[0].episodes == parent.episodes
+    mixture = result.report[3]
+    assert (mixture.name, mixture.weights) == ("best mixture", (0.5, 0.5))
+    assert mixture.episodes != parent.episodes
+    assert [arm.weights for arm in result.report[3:]] == [(0.5, 0.5)] * 5
+    assert "best mixture (0.5, 0.5)" in build_search_report(result, composed.composition)
+
+
+def test_sampling_of_the_evaluation_is_refused_because_it_would_change_nothing() -> None:
+    with pytest.raises(KineflowError, match=r"solver, steps would change nothing here.*--solver"):
+        SearchConfig(EvalConfig(solver="heun", steps=3))
 
 
 def _expected() -> Iterator[tuple[str, int]]:
