@@ -39,7 +39,7 @@ CHECKED = (
     "refinement",
     "conservativity",
 )
-FOLDERS = ("heads", "encoders", "search", "distillation")
+FOLDERS = ("heads", "encoders", "search", "distillation", "compose")
 MODULES = [f"kineflow.policies.{name}" for name in (*CHECKED, *FOLDERS)]
 install_import_hook(MODULES, "beartype.beartype")
 

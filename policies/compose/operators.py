@@ -181,7 +181,7 @@ class EqualDensity:
         along = torch.einsum("bpn,bn->bp", self._differences, noise.flatten(1))
         return noise - self._combine(along).view_as(noise)
 
-    def _combine(self, products: Float[Tensor, "B P-1"]) -> Float[Tensor, "B N"]:
+    def _combine(self, products: Float[Tensor, "B differences"]) -> Float[Tensor, "B N"]:
         """The vector in the span of the differences that has these products with them; the shortest where they are few."""
         assert self._differences is not None
         gram = self._differences @ self._differences.mT
