@@ -1,14 +1,14 @@
 """Policies of different rates and horizons on one time axis.
 
-Ticks are those of the fastest policy. At 10 Hz with 6 actions, and at 5 Hz with 4:
+Ticks are those of the fastest policy. At 10 Hz with 6 actions, and at 5 Hz with 5:
 
-    tick          0    1    2    3    4    5    6
-    10 Hz        [a    a    a    a    a    a]             ticks 0 1 2 3 4 5
-     5 Hz        [a         a         a         a]        ticks 0 2 4 6
-    composed     [w    1    w    1    w    1]  .          shared ticks are weighed, the others belong to whoever acts there
+    tick          0    1    2    3    4    5    6    7    8
+    10 Hz        [a    a    a    a    a    a]                       ticks 0 1 2 3 4 5
+     5 Hz        [a         a         a         a         a]        ticks 0 2 4 6 8
+    composed     [w    1    w    1    w    1    1]   .    .         shared ticks are weighed, the others belong to whoever acts
 
-The noisy chunk holds every tick on which somebody acts (here 0 to 6), because each policy must see all of its own chunk; the
-composed policy answers with the ticks before the first gap (here 6). Observations go back as far as the slowest policy looks,
+The noisy chunk holds every tick on which somebody acts (here 8 of them), because each policy must see all of its own chunk; the
+composed policy answers with the ticks before the first gap (here 7). Observations go back as far as the slowest policy looks,
 and each policy sees the ticks of its own clock.
 """
 

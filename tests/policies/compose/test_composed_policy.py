@@ -107,6 +107,15 @@ def test_different_rates_compose_on_shared_stamps(make: Make) -> None:
     assert everything.plan.active == (0, 1)
 
 
+def test_a_chunk_ends_before_the_first_tick_on_which_nobody_acts(make: Make) -> None:
+    """10 Hz with 6 actions and 5 Hz with 5: nobody acts at tick 7, but the slow policy still sees its tick 8."""
+    fast, slow = make(0, horizons=Horizons(2, 6, 4)), make(1, rate_hz=5.0, horizons=Horizons(2, 5, 4))
+    composed = combine(fast, slow)
+    assert composed.contract.horizons == Horizons(3, 7, 4)
+    assert (composed.plan.timeline.size, composed.plan.steps[1]) == (8, (0, 2, 4, 6, 7))
+    assert composed.predict(look(3), ask()).actions.shape == (5, 7, 2)
+
+
 def test_rates_without_common_stamps_are_refused(make: Make) -> None:
     with pytest.raises(ContractError, match=r"'b' runs at 4 Hz and 'a' at 10 Hz: not a whole multiple"):
         combine(make(0), make(1, rate_hz=4.0))
