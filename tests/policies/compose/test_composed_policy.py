@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from kineflow.contracts import ContractError, FeatureSpec, Horizons, Interface, KineflowError, Observation
+from kineflow.contracts import CameraSpec, ContractError, FeatureSpec, Horizons, Interface, KineflowError, Observation
 from kineflow.policies.checkpoint import ChunkPolicy
 from kineflow.policies.compose.composition import Composition
+from kineflow.policies.compose.contract import clocks, union_interface, views
+from kineflow.policies.compose.operators import EqualDensity
 from kineflow.policies.compose.policy import ComposedPolicy, compose
+from kineflow.policies.compose.timeline import Timeline
 from kineflow.policies.compose.weights import WeightKnot
 from kineflow.policies.objectives import FlowMatching, Regression
 from kineflow.policies.paths import VarianceExploding
@@ -71,6 +74,26 @@ def test_contract_is_the_union_and_policy_is_pure(make: Make, observation: Obser
     row = Observation(observation.state[3:4], observation.stamp_s[3:4])
     alone = composed.predict(row, replace(ask(1), seeds=ask().seeds[3:4])).actions
     np.testing.assert_allclose(alone[0], first[3], rtol=1e-5, atol=1e-5)
+
+
+def test_cameras_of_one_policy_join_the_state_of_another(make: Make) -> None:
+    """State alone with camera alone: the union holds both, each policy sees its own, and one name has one meaning."""
+    state = make(0).contract
+    top = CameraSpec(96, 96, 10.0)
+    images = replace(state, interface=Interface({}, state.interface.action, {"top": top}))
+    timeline = Timeline.of(clocks("ab", (state, images)))
+    union = union_interface("ab", (state, images), timeline)
+    assert (dict(union.features), dict(union.cameras)) == (dict(state.interface.features), {"top": top})
+    seen = views(union, (state, images), timeline)
+    assert [(view.dimensions, view.cameras) for view in seen] == [((0, 1, 2), ()), ((), ("top",))]
+    extra = replace(state, interface=Interface({"extra": state.interface.features["state"]}, state.interface.action))
+    timeline = Timeline.of(clocks("ab", (state, extra)))
+    union = union_interface("ab", (state, extra), timeline)
+    assert [*union.features] == ["state", "extra"]
+    assert [view.dimensions for view in views(union, (state, extra), timeline)] == [(0, 1, 2), (3, 4, 5)]
+    other = replace(images, interface=replace(images.interface, cameras={"top": replace(top, height=48)}))
+    with pytest.raises(ContractError, match=r"(?s)'c' cannot be composed with 'b'.*top"):
+        union_interface("abc", (state, images, other), Timeline.of(clocks("abc", (state, images, other))))
 
 
 def test_different_horizons_share_the_first_steps(make: Make, observation: Observation) -> None:
@@ -160,6 +183,14 @@ def test_policies_without_noise_levels_are_refused(make: Make) -> None:
 def test_or_of_trained_policies_is_refused(make: Make, observation: Observation) -> None:
     with pytest.raises(KineflowError, match=r"'a' has no density.*use --operator and"):
         combine(make(0), make(1), operator="or")
+
+
+def test_and_takes_its_noise_from_the_operator(make: Make, observation: Observation, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[EqualDensity] = []
+    draw = EqualDensity.draw
+    monkeypatch.setattr(EqualDensity, "draw", lambda self: (drawn.append(self), draw(self))[1])
+    combine(make(0), make(1), weights=(), operator="and", solver="ddpm").predict(observation, ask())
+    assert drawn
 
 
 def test_and_runs_and_needs_whole_chunks(make: Make, observation: Observation) -> None:

@@ -112,6 +112,8 @@ def test_best_weights_and_paired_differences(searched: Searched) -> None:
     assert final.composition.weights == result.chosen.weights
     composed_arm, parents = result.report[0], result.report[1:3]
     assert [p.name for p in parents] == ["flow", "diffusion"]
+    alone = {arm.name: arm.reward.value for arm in result.sweep if max(arm.weights) == 1}
+    assert result.names[result.best_parent] == max(alone, key=lambda name: alone[name])
     by_hand = [m.max_reward - o.max_reward for m, o in zip(composed_arm.episodes, parents[result.best_parent].episodes)]
     assert result.gain.value == pytest.approx(np.mean(by_hand))
     assert result.gain.n == 4
