@@ -86,7 +86,8 @@ def test_cameras_of_one_policy_join_the_state_of_another(make: Make) -> None:
     assert (dict(union.features), dict(union.cameras)) == (dict(state.interface.features), {"top": top})
     seen = views(union, (state, images), timeline)
     assert [(view.dimensions, view.cameras) for view in seen] == [((0, 1, 2), ()), ((), ("top",))]
-    extra = replace(state, interface=Interface({"extra": state.interface.features["state"]}, state.interface.action))
+    named = Interface({"extra": state.interface.features["state"]}, state.interface.action)
+    extra = replace(state, interface=named, statistics={**state.statistics, "extra": state.statistics["state"]})
     timeline = Timeline.of(clocks("ab", (state, extra)))
     union = union_interface("ab", (state, extra), timeline)
     assert [*union.features] == ["state", "extra"]
@@ -235,6 +236,14 @@ def test_schedule_and_independent_noise_change_the_answer(make: Make, observatio
     assert np.abs(sloped.predict(observation, ask()).actions - constant).max() > 1e-3
     apart = combine(*parents, noise="independent").predict(observation, ask()).actions
     assert np.abs(apart - constant).max() > 1e-3
+
+
+def test_diffusion_reaches_the_solver(make: Make, observation: Observation) -> None:
+    parents = make(0), make(1, objective=DIFFUSION)
+    ode = combine(*parents).predict(observation, ask()).actions
+    none, one, three = (combine(*parents, solver="sde", diffusion=k).predict(observation, ask()).actions for k in (0.0, 1.0, 3.0))
+    np.testing.assert_allclose(none, ode, rtol=1e-5, atol=1e-5)
+    assert min(np.abs(one - ode).max(), np.abs(three - one).max()) > 1e-3
 
 
 def test_observations_that_do_not_fit_are_refused(make: Make) -> None:
