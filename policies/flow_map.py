@@ -143,16 +143,21 @@ class FlowMap:
 
     def sample(self, head: Head, noise: RowNoise, condition: Tokens | None, options: SampleOptions = DEFAULT_OPTIONS) -> Chunk:
         self._refuse_guidance(options.guidance_scale)
-        lambdas = self.grid(CondOT(), self.steps if options.steps is None else options.steps)
+        steps = self.steps if options.steps is None else options.steps
         if self.solver != "jump":
             denoise = self.field(head)
             denoise = options.guide(denoise) if options.guide else denoise
+            lambdas = self.grid(CondOT(), steps)
             return solver_of(self.solver, self.diffusion)(denoise, noise.draw(), lambdas, condition, noise)
         if options.guide:
             raise KineflowError("a flow map's jumps have no noise levels to guide at; use solver euler (or another), not jump")
-        times = torch.sigmoid(lambdas)
-        norm: list[float] = torch.hypot(times, torch.sigmoid(-lambdas)).tolist()
-        z = jump_along(average_velocity(head, condition), noise.draw() * norm[0], times, noise, self.gamma)
+        return self.jumped(head, noise.draw(), steps, condition, noise)
+
+    def jumped(self, head: Head, start: Chunk, steps: int, condition: Tokens | None, fresh: Noise) -> Chunk:
+        """`start`, pure noise, to the chunk along the grid; only gamma > 0 draws from `fresh`."""
+        times = torch.sigmoid(self.grid(CondOT(), steps))
+        norm: list[float] = torch.hypot(times, 1 - times).tolist()
+        z = jump_along(average_velocity(head, condition), start * norm[0], times, fresh, self.gamma)
         return z / norm[-1]  # canonical scaling, like any solver's; both norms are 1 from noise to data
 
     def sampler_spec(self) -> SamplerSpec:

@@ -30,6 +30,11 @@ class Rollout:
     def __init__(self, policy: Policy, make_env: Callable[[], Environment], num_envs: int, batch: int = 32) -> None:
         if min(num_envs, batch) < 1:
             raise KineflowError(f"a rollout needs num_envs >= 1 and batch >= 1, got {num_envs} and {batch}")
+        if hasattr(policy, "reset"):
+            raise KineflowError(
+                f"a {type(policy).__name__} remembers what it was asked before, but episodes here share the rows of a call; "
+                "evaluate the policy that it wraps"
+            )
         self.policy, self.batch = policy, batch
         self.envs = [make_env() for _ in range(num_envs)]
         self.call_s: list[float] = []  # wall time of every policy call so far

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from kineflow.contracts import KineflowError
 from kineflow.policies.field import Chunk, Field, Head, Tokens
-from kineflow.policies.flow_map import FlowMap, Teacher, average_velocity, jump_along
+from kineflow.policies.flow_map import FlowMap, Teacher
 from kineflow.policies.flow_map_losses import Times
 from kineflow.policies.losses import Weight
 from kineflow.policies.objectives import Diffusion, FlowMatching
 from kineflow.policies.paths import CondOT, over
 from kineflow.policies.samplers import SOLVERS, RowNoise, SolverName
-from kineflow.policies.time_grids import TimeGrid
 
 # The teacher's ODE as it is deployed: noise and its own tokens to the chunk; the same noise always gives the same chunk.
 Solve: TypeAlias = Callable[[Chunk, Tokens | None], Chunk]
@@ -69,8 +68,8 @@ class Lesson:
             return value.repeat(times, *(1,) * (value.ndim - 1))
 
         seen, condition = (None if v is None else tiled(v) for v in (self.teacher.condition, self.condition))
-        rows = {"chunk": tiled(self.chunk), "weight": tiled(self.weight)}
-        return replace(self, teacher=Teacher(self.teacher.field, seen), condition=condition, **rows)
+        teacher = Teacher(self.teacher.field, seen)
+        return replace(self, teacher=teacher, chunk=tiled(self.chunk), condition=condition, weight=tiled(self.weight))
 
 
 def with_noise_levels(objective: object) -> FlowMatching | Diffusion | FlowMap:
@@ -91,13 +90,9 @@ def deterministic(solver: SolverName) -> SolverName:
 def ode_of(objective: FlowMatching | Diffusion | FlowMap, head: Head, field: Field) -> Solve:
     """How the teacher turns noise into chunks, with its own solver, grid and number of steps."""
     if isinstance(objective, FlowMap) and objective.solver == "jump":
-
-        def jumps(noise: Chunk, condition: Tokens | None) -> Chunk:
-            times = torch.linspace(0, 1, objective.steps + 1)
-            return jump_along(average_velocity(head, condition), noise, times, NOTHING_FRESH)
-
-        return jumps
-    grid, path = (TimeGrid(), CondOT()) if isinstance(objective, FlowMap) else (objective.grid, objective.path)
-    lambdas = grid(path, objective.steps)
+        exact = replace(objective, gamma=0.0)
+        return lambda noise, condition: exact.jumped(head, noise, objective.steps, condition, NOTHING_FRESH)
+    path = CondOT() if isinstance(objective, FlowMap) else objective.path
+    lambdas = objective.grid(path, objective.steps)
     solver = SOLVERS[deterministic(cast(SolverName, objective.solver))]
     return lambda noise, condition: solver(field, noise, lambdas, condition, NOTHING_FRESH)

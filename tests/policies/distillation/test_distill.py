@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from kineflow.cli import main
 from kineflow.config import load_config, save_config
-from kineflow.contracts import KineflowError, Observation, SamplingRequest
+from kineflow.contracts import CommittedPrefix, KineflowError, Observation, SamplingRequest
 from kineflow.policies.checkpoint import load_policy
 from kineflow.policies.distillation.distill import distill, student_config
 from kineflow.policies.distillation.methods import METHODS
@@ -30,6 +30,7 @@ from kineflow.policies.heads.mlp import MLP
 from kineflow.policies.objectives import MIP, Diffusion, FlowMatching, Regression
 from kineflow.policies.optimiser import Optimiser
 from kineflow.policies.samplers import RowNoise
+from kineflow.policies.time_grids import TimeGrid
 from kineflow.policies.train import TrainConfig, Trainer, TrainError, resume_run, train
 from tests.policies.conftest import POLICY, make_store
 
@@ -176,10 +177,14 @@ TEACHERS = [
     Diffusion(clip=1.0, steps=5),
     Diffusion(clip=1.0, steps=5, solver="ddpm"),
     FlowMap(steps=2),
+    FlowMap(steps=3, grid=TimeGrid("shifted"), gamma=0.5),
+    FlowMap(steps=3, grid=TimeGrid("shifted"), solver="euler"),
 ]
 
 
-@pytest.mark.parametrize("objective", TEACHERS, ids=["guided flow", "diffusion", "stochastic diffusion", "flow map"])
+@pytest.mark.parametrize(
+    "objective", TEACHERS, ids=["guided flow", "diffusion", "stochastic diffusion", "map", "map on a grid", "solved map"]
+)
 def test_lessons_are_what_the_teacher_says_when_deployed(objective: Any, tmp_path: Path, store_path: Path) -> None:
     """Guidance, clip, solver and steps included, so guidance is baked in; the student has none of its own."""
     teacher = trained_teacher(objective, tmp_path / "teacher", store_path, 5)
@@ -192,11 +197,27 @@ def test_lessons_are_what_the_teacher_says_when_deployed(objective: Any, tmp_pat
     lesson = trainer.teacher.lesson(trainer.network, batch, trainer.generator, 1.0)
     own = trainer.teacher.network
     deployed = replace(objective, solver="ddim") if getattr(objective, "solver", "") == "ddpm" else objective
+    deployed = replace(deployed, gamma=0.0) if isinstance(deployed, FlowMap) else deployed
     noise = RowNoise(np.arange(6), (8, 2))
     with torch.no_grad():
         said = deployed.sample(own.head, noise, own.encoder(batch.observed), SampleOptions(own.null_condition))
     torch.testing.assert_close(lesson.answer(RowNoise(np.arange(6), (8, 2)).draw()), said, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(lesson.chunk, own.units(batch.observed).normalise(batch.action), rtol=0, atol=0)
+
+
+def test_a_student_of_jumps_continues_a_prefix_only_with_a_solver(flow: Path, tmp_path: Path) -> None:
+    """Real-Time Chunking guides a Field at noise levels, which jumps have not; the map's diagonal has them."""
+    jumping = load_policy(distill(flow, "psd", run=tmp_path / "map", training_steps=2))
+    state = np.tile([1.0, 0.0, 0.0], (3, 2, 1)).astype(np.float32)
+    observation, request = Observation(state, np.zeros((3, 2))), SamplingRequest(np.arange(3))
+    old = jumping.predict(observation, replace(request, seeds=request.seeds + 100)).actions
+    mask = np.tile(np.array([1, 1, 1, 0.5, 0.2, 0, 0, 0], np.float32), (3, 1))
+    committed = replace(request, prefix=CommittedPrefix(old, mask, 0))
+    with pytest.raises(KineflowError, match="use solver euler"):
+        jumping.predict(observation, committed)
+    solved = jumping.resampled(solver="euler", steps=8)
+    free, held = (np.abs(solved.predict(observation, r).actions - old)[:, :3].mean() for r in (request, committed))
+    assert held < 0.3 * free
 
 
 # --- files and refusals -------------------------------------------------------------------------------------------------
