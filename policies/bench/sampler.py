@@ -21,7 +21,7 @@ from kineflow.contracts import KineflowError, Observation, SamplingRequest
 from kineflow.policies.bench.contest import Contest
 from kineflow.policies.bench.rows import Row
 from kineflow.policies.bench.sampler_page import write_page
-from kineflow.policies.bench.sampler_runs import trained_heads
+from kineflow.policies.bench.sampler_runs import teachers_of, trained_heads
 from kineflow.policies.checkpoint import ChunkPolicy, load_policy
 from kineflow.policies.eval_result import EvalConfig
 from kineflow.policies.evaluation import environment_factory
@@ -34,13 +34,16 @@ from kineflow.policies.samplers import SolverName
 FOLDER = Path("runs/bench/sampler")
 WITHIN = 0.02  # of coverage, a one-call head of its own teacher at ten steps
 TEACHER = ("euler", 10)
-# Steps of each solver; heun and the midpoint rule take two calls a step but the last.
+# Steps of each solver; heun and the midpoint rule take two calls a step but the last, rk4 four, adaptive at most one.
 FLOW_SOLVERS: dict[SolverName, tuple[int, ...]] = {
     "euler": (1, 2, 4, 10),
     "heun": (2, 5),
     "midpoint": (2, 5),
     "ab2": (4, 10),
     "dpmpp2m": (2, 4, 10),
+    "rk4": (1, 3),
+    "ab3": (10,),
+    "adaptive": (20,),
     "ddpm": (10,),
     "sde": (10,),
 }
@@ -54,6 +57,7 @@ def bench_sampler(*, quick: bool, folder: Path = FOLDER) -> Iterator[Row]:
     """Quick: three solvers and the one-call heads that are there already, 20 starts."""
     torch.set_num_threads(1)
     runs = trained_heads(folder, quick=quick)
+    teachers = teachers_of(runs)
     console = Console(stderr=True)
     contests: list[Contest] = []
     for name, run in runs.items():
@@ -65,7 +69,7 @@ def bench_sampler(*, quick: bool, folder: Path = FOLDER) -> Iterator[Row]:
                 f"{last.head:12} {last.solver:9} {last.calls:2d} calls: coverage {last.coverage.value:.3f}, "
                 f"success {last.success.value:.2f}, p99 {last.chunk_ms.p99:.1f} ms"
             )
-            yield row(last, contests)
+            yield row(last, contests, teachers.get(name))
     write_page(contests, folder / "report.html", EPISODES[quick])
 
 
@@ -92,11 +96,11 @@ def contest(name: str, policy: ChunkPolicy, solver: SolverName | None, steps: in
     return Contest(name, label, steps, calls, *_scores(episodes), chunk_ms, tuple(e.max_coverage for e in episodes))
 
 
-def row(mine: Contest, earlier: Sequence[Contest]) -> Row:
-    """The contest as a row; heads of few steps are held against the ten-step teacher."""
-    teacher = next((c for c in earlier if (c.solver, c.steps) in (TEACHER, ("ddim", 10))), None)
+def row(mine: Contest, earlier: Sequence[Contest], taught_by: str | None) -> Row:
+    """The contest as a row; a student is held against its own ten-step teacher."""
+    teacher = next((c for c in earlier if (c.head, c.solver, c.steps) == (taught_by, *TEACHER)), None)
     goal, holds, reference, version = None, None, None, ""
-    if teacher is not None and mine.head != teacher.head:
+    if teacher is not None:
         reference, version = teacher.coverage.value, f"its teacher, {teacher.head} with {teacher.solver}, {teacher.calls} calls"
         if mine.calls == 1:
             goal, holds = f"coverage >= {reference:.3f} - {WITHIN}", mine.coverage.value >= reference - WITHIN

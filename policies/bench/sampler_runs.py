@@ -32,6 +32,14 @@ def trained_heads(folder: Path, *, quick: bool) -> dict[str, Path]:
     return {name: kept[name] for name in order + sorted(kept.keys() - set(order))}
 
 
+def teachers_of(runs: dict[str, Path]) -> dict[str, str]:
+    """By name of a student, the name of the head that taught it, where both are here."""
+    names = {run.resolve(): name for name, run in runs.items()}
+    lessons = {name: load_config(TrainConfig, run / "config.yaml").distillation for name, run in runs.items()}
+    asked = {name: names.get(lesson.teacher.resolve()) for name, lesson in lessons.items() if lesson is not None}
+    return {student: teacher for student, teacher in asked.items() if teacher is not None}
+
+
 def _train_missing(
     folder: Path, teachers: dict[str, str], students: tuple[str, ...], minutes: tuple[float, float]
 ) -> dict[str, Path]:

@@ -12,8 +12,9 @@ from kineflow.contracts import Observation
 from kineflow.policies.bench.contest import Contest
 from kineflow.policies.bench.sampler import contestants, row, timed
 from kineflow.policies.bench.sampler_page import pareto_front, write_page
-from kineflow.policies.bench.sampler_runs import trained_heads
+from kineflow.policies.bench.sampler_runs import teachers_of, trained_heads
 from kineflow.policies.checkpoint import load_policy
+from kineflow.policies.distillation.distill import distill
 from kineflow.policies.intervals import Estimate, Percentiles
 from kineflow.policies.samplers import calls
 
@@ -33,14 +34,28 @@ def test_front_has_no_dominated_point() -> None:
 @pytest.mark.parametrize(("coverage", "holds"), [(0.79, True), (0.77, False)])
 def test_one_call_is_held_against_its_ten_step_teacher(coverage: float, holds: bool) -> None:
     teacher, student = contest("flow", "euler", 10, 10, 0.8), contest("psd", "jump", 1, 1, coverage)
-    made = row(student, [teacher, student])
+    made = row(student, [teacher, student], "flow")
     assert made.holds is holds
     assert made.goal == "coverage >= 0.800 - 0.02"
     assert made.reference == 0.8
-    assert row(teacher, [teacher]).goal is None
-    two = row(replace(student, steps=2, calls=2, coverage=Estimate(0.74, 0.7, 0.8, 10)), [teacher])
+    assert row(teacher, [teacher], None).goal is None
+    two = row(replace(student, steps=2, calls=2, coverage=Estimate(0.74, 0.7, 0.8, 10)), [teacher], "flow")
     assert two.holds is False  # below the lower bound 0.75
-    assert row(replace(student, steps=4, calls=4), [teacher]).goal is None
+    assert row(replace(student, steps=4, calls=4), [teacher], "flow").goal is None
+
+
+def test_only_students_are_held_against_a_teacher() -> None:
+    flow, psd = contest("flow", "euler", 10, 10, 0.8), contest("psd", "jump", 1, 1, 0.1)
+    other = row(contest("diffusion", "ddim", 1, 1, 0.1), [flow], None)
+    assert (other.reference, other.goal, other.holds) == (None, None, None)
+    assert row(psd, [flow], "another head").goal is None
+
+
+def test_a_student_names_its_teacher(trained: Path, tmp_path: Path) -> None:
+    student = distill(trained, "onestep", run=tmp_path / "student", training_steps=1)
+    (tmp_path / "link").symlink_to(trained)
+    assert teachers_of({"flow": tmp_path / "link", "onestep": student}) == {"onestep": "flow"}
+    assert teachers_of({"onestep": student}) == {}
 
 
 def test_page_has_every_contest(tmp_path: Path) -> None:
