@@ -116,10 +116,11 @@ def test_unknown_name_lists_shipped_ones() -> None:
 
 def test_every_shipped_config_loads() -> None:
     from kineflow.config import CONFIG_ROOT
+    from kineflow.policies.compose.search import SearchConfig
     from kineflow.policies.eval_result import EvalConfig
     from kineflow.policies.train import TrainConfig
 
-    classes = {"train": TrainConfig, "eval": EvalConfig, "interfaces": Interface}
+    classes = {"compose": SearchConfig, "train": TrainConfig, "eval": EvalConfig, "interfaces": Interface}
     files = sorted(CONFIG_ROOT.rglob("*.yaml"))
     assert len(files) >= 6
     for file in files:
