@@ -71,9 +71,9 @@ def _add_demo_and_data(verbs: Any) -> None:
 
     data = verbs.add_parser("data", help="episode stores: import, info, doctor").add_subparsers(required=True, metavar="COMMAND")
     load = _verb(data, "import", _data_import, "import a data set into an episode store")
-    load.add_argument("--format", required=True, choices=["diffusion-policy-zarr"])
+    load.add_argument("--format", required=True, help="diffusion-policy-zarr, ...: an unknown name lists them all")
     load.add_argument("--schema", type=Path, help="YAML interface that names the dimensions, units and rate of unknown data")
-    load.add_argument("--rate-hz", type=_positive, default=10.0, help="rate of data without a schema (default 10)")
+    load.add_argument("--rate-hz", type=_positive, help="rate of data without clocks or a schema")
     load.add_argument("--licence", default="", help="licence of the data, kept in the store")
     load.add_argument("source", type=Path)
     load.add_argument("destination", type=Path)
@@ -199,17 +199,17 @@ def _data_import(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from kineflow.datasets.importers.diffusion_policy_zarr import import_diffusion_policy_zarr
+    from kineflow.datasets.convert import import_data
+    from kineflow.datasets.importers.source import ImportOptions
 
     with Progress(console=Console(stderr=True), disable=args.json) as progress:
         task = progress.add_task("importing episodes", total=None)
-        report = import_diffusion_policy_zarr(
+        report = import_data(
+            args.format,
             args.source,
             args.destination,
+            ImportOptions(args.schema, args.rate_hz, args.licence),
             lambda done, total: progress.update(task, completed=done, total=total),
-            args.schema,
-            args.rate_hz,
-            args.licence,
         )
     _show(args, to_plain(report), lambda: Console().print_json(to_json(report)))
     return 0

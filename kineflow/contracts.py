@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-# One import for users: units, limits and errors come from here too.
+# One import for users: recordings, units, limits and errors come from here too.
+from kineflow.episode import Episode as Episode, Goal as Goal, Span as Span, Stream as Stream
 from kineflow.interface import (
     CameraSpec as CameraSpec,
     ContractError as ContractError,
@@ -74,25 +75,6 @@ class SamplingRequest:
     steps: int | None = None
     guidance_scale: float | None = None
     prefix: CommittedPrefix | None = None
-
-
-@dataclass(frozen=True)
-class Stream:
-    """One recorded stream: values along time and the sensor's own clock, int64 ns, strictly increasing."""
-
-    values: np.ndarray  # [T, ...]
-    stamp_ns: Int64[np.ndarray, "T"]
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One demonstration. Every stream keeps its own timestamps; `action` is one of the streams."""
-
-    streams: Mapping[str, Stream]
-    instruction: str = ""
-    success: bool | None = None
-    source: str = ""
-    clock: str = "sensor"  # or e.g. "nominal_10hz" for data recorded without sensor clocks
 
 
 @dataclass(frozen=True)

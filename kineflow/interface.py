@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 class KineflowError(Exception):
@@ -57,11 +58,16 @@ class FeatureSpec:
 
 @dataclass(frozen=True)
 class CameraSpec:
-    """One camera stream of uint8 RGB images `[H, W, 3]`."""
+    """One camera stream: uint8 RGB images `[H, W, 3]`, or uint16 depth `[H, W]` in mm, 0 where nothing was measured."""
 
     height: int
     width: int
     rate_hz: float
+    kind: Literal["rgb", "depth"] = "rgb"
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        return (self.height, self.width, 3) if self.kind == "rgb" else (self.height, self.width)
 
 
 @dataclass(frozen=True)

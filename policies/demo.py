@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kineflow.config import ConfigError, load_config
+from kineflow.datasets.convert import import_data
 from kineflow.datasets.demo_data import demo_data
 from kineflow.datasets.episode_store import EpisodeStore
-from kineflow.datasets.importers.diffusion_policy_zarr import import_diffusion_policy_zarr
+from kineflow.datasets.importers.source import ImportOptions
 from kineflow.policies.budget import choose_threads, fit_to_minutes
 from kineflow.policies.checkpoint import checkpoint_steps, load_policy
 from kineflow.policies.eval_result import EvalConfig, EvalResult
@@ -34,6 +35,9 @@ def run_demo(run: Path, *, minutes: float, episodes: int) -> EvalResult:
     return result
 
 
+LICENCE = "MIT (Columbia Artificial Intelligence and Robotics Lab); see datasets/assets/pusht_replay/README.md"
+
+
 def demo_store(path: Path) -> Path:
     """The 206 PushT demonstrations as an episode store; imported once."""
     if (path / "manifest.json").exists():
@@ -41,11 +45,12 @@ def demo_store(path: Path) -> Path:
     else:
         with Progress(console=console) as progress:
             task = progress.add_task("importing episodes", total=None)
-            report = import_diffusion_policy_zarr(
+            report = import_data(
+                "diffusion-policy-zarr",
                 demo_data(),
                 path,
+                ImportOptions(licence=LICENCE),
                 lambda done, total: progress.update(task, completed=done, total=total),
-                licence="MIT (Columbia Artificial Intelligence and Robotics Lab); see datasets/assets/pusht_replay/README.md",
             )
         console.print(
             f"{path}: {report.episodes} episodes, {report.steps} steps, {report.bytes / 1e6:.1f} MB in {report.seconds:.1f} s"

@@ -7,10 +7,8 @@ timestamps are nominal and units come from a schema: the shipped one for PushT, 
 from __future__ import annotations
 
 import math
-import tempfile
-import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
@@ -21,28 +19,12 @@ from jaxtyping import Int64
 
 from kineflow.config import load_config
 from kineflow.contracts import CameraSpec, Episode, FeatureSpec, Interface, KineflowError, Stream, VectorSpec
-from kineflow.datasets.episode_store import EpisodeStore
-from kineflow.datasets.manifest import sync
+from kineflow.datasets.importers.source import Facts, ImportOptions
 
 Buffer: TypeAlias = "zarr.Array[Any]"
-EPISODES_PER_COMMIT = 64
+DEFAULT_RATE_HZ = 10.0
 _PUSHT_BUFFERS = {"state": (5,), "action": (2,), "keypoint": (9, 2), "n_contacts": (1,), "img": (96, 96, 3)}
 _KEYPOINTS = tuple(f"keypoint_{i}_{axis}" for i in range(9) for axis in "xy")
-
-
-@dataclass(frozen=True)
-class ImportReport:
-    """What was carried into the store, as stream -> description, and what was not, as buffer -> reason."""
-
-    source: str
-    destination: str
-    episodes: int
-    steps: int
-    carried: Mapping[str, str]
-    not_carried: Mapping[str, str]
-    clock: str
-    bytes: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -52,49 +34,53 @@ class _Plan:
     clock: str
 
 
-def import_diffusion_policy_zarr(
-    source: Path,
-    destination: Path,
-    progress: Callable[[int, int], None] | None = None,
-    schema: Path | None = None,
-    rate_hz: float = 10.0,
-    licence: str = "",
-) -> ImportReport:
-    """Import the replay buffer at `source` (a folder or a .zip) as a new store at `destination`.
+class ReplayBuffer:
+    """A `Source` over `data/` and `meta/episode_ends`; episodes read in order decode every source chunk once."""
+
+    def __init__(self, path: Path, options: ImportOptions) -> None:
+        self._name, (self._buffers, self._ends) = path.name, _open(path)
+        self._plan = _plan(self._buffers, options.schema, options.rate_hz or DEFAULT_RATE_HZ)
+        self._rows = {name: _Rows(self._buffers[buffer]) for name, buffer in self._plan.buffer_of.items()}
+
+    @property
+    def facts(self) -> Facts:
+        plan, buffers = self._plan, self._buffers
+        carried = {n: f"data/{b} {buffers[b].dtype} {list(buffers[b].shape)}" for n, b in plan.buffer_of.items()}
+        used = set(plan.buffer_of.values())
+        reason = "not in the schema, or neither numbers nor RGB frames"
+        rest = {f"data/{n}": f"{reason}: {b.dtype} {list(b.shape)}" for n, b in buffers.items() if n not in used}
+        tail = min(b.shape[0] for b in buffers.values()) - int(self._ends[-1])
+        rest |= {"rows after the last episode": f"{tail} rows belong to no episode"} if tail else {}
+        return Facts(plan.interface, plan.clock, f"{self._name} (diffusion-policy-zarr)", carried, rest)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def episode(self, index: int) -> Episode:
+        start, end = (int(self._ends[index - 1]) if index else 0), int(self._ends[index])
+        plan = self._plan
+        stamp_ns = np.round(np.arange(end - start) * (1e9 / plan.interface.action.rate_hz)).astype(np.int64)
+        values = {name: _shaped(name, rows.read(start, end), plan.interface, index) for name, rows in self._rows.items()}
+        streams = {name: Stream(value, stamp_ns) for name, value in values.items()}
+        return Episode(streams, source=f"{self._name}#{index}", clock=plan.clock)
+
+
+def open_replay_buffer(path: Path, options: ImportOptions) -> ReplayBuffer:
+    """Open the replay buffer at `path` (a folder or a .zip).
 
     PushT is recognised by its buffers and gets names, units and limits from `configs/interfaces/pusht.yaml`. Otherwise
-    `schema` (an Interface as YAML; streams are named as their buffers) says them, and only its streams are carried.
-    Without it dimensions are called dim_0, dim_1, ... in unit "unknown", at `rate_hz`. `progress(done, total)` counts
-    episodes. The store appears at `destination` complete or not at all.
+    `options.schema` (streams are named as their buffers) says them, and only its streams are carried. Without it dimensions
+    are called dim_0, dim_1, ... in unit "unknown", at `options.rate_hz` (10 where not given).
 
     Raises:
-        KineflowError: not a replay buffer, a buffer that the schema needs is missing or has another shape, NaN (naming stream,
-            step and episode), or something exists at `destination`.
+        KineflowError: not a replay buffer, or a buffer that the schema needs is missing or has another shape.
     """
-    began, source, destination = time.monotonic(), Path(source), Path(destination)
-    if destination.exists():
-        raise KineflowError(f"{destination} exists already; choose another destination or remove it")
-    buffers, ends = _open(source)
-    plan = _plan(buffers, schema, rate_hz)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.importing-", dir=destination.parent) as staged:
-        provenance = f"{source.name} (diffusion-policy-zarr)"
-        store = EpisodeStore.create(Path(staged) / "store", plan.interface, plan.clock, provenance, licence)
-        with store.writer(EPISODES_PER_COMMIT) as writer:
-            for number, episode in enumerate(_episodes(buffers, ends, plan, source.name)):
-                writer.add(episode)
-                if progress is not None:
-                    progress(number + 1, len(ends))
-        store.path.rename(destination)
-    sync(destination.parent)
-    return _report(source, destination, buffers, ends, plan, time.monotonic() - began)
+    return ReplayBuffer(path, options)
 
 
 def _open(source: Path) -> tuple[dict[str, Buffer], Int64[np.ndarray, "E"]]:
     """Buffers by name and the exclusive end of each episode."""
     remedy = "give the folder (or its .zip) that holds data/ and meta/episode_ends"
-    if not source.exists():
-        raise KineflowError(f"{source} does not exist; {remedy}")
     try:
         root = _root(source)
         data, ends = root["data"], root["meta/episode_ends"]
@@ -188,26 +174,23 @@ def _nominal(rate_hz: float) -> str:
     return f"nominal_{rate_hz:g}hz"
 
 
-def _episodes(buffers: Mapping[str, Buffer], ends: Int64[np.ndarray, "E"], plan: _Plan, source: str) -> Iterator[Episode]:
-    names = list(plan.buffer_of)
-    columns = [_rows(buffers[plan.buffer_of[name]], ends) for name in names]
-    period_ns = 1e9 / plan.interface.action.rate_hz
-    for number, values in enumerate(zip(*columns, strict=True)):
-        stamp_ns = np.round(np.arange(len(values[0])) * period_ns).astype(np.int64)
-        streams = {n: Stream(_shaped(n, v, plan.interface, number), stamp_ns) for n, v in zip(names, values, strict=True)}
-        yield Episode(streams, source=f"{source}#{number}", clock=plan.clock)
+class _Rows:
+    """Rows of one buffer; holds the chunks of the last read, so that the next episode need not decode its first one again."""
 
+    def __init__(self, buffer: Buffer) -> None:
+        self._buffer = buffer
+        self._base, self._held = 0, np.asarray(buffer[:0])
 
-def _rows(buffer: Buffer, ends: Int64[np.ndarray, "E"]) -> Iterator[np.ndarray]:
-    """Values of one episode after another; every source chunk is decoded once."""
-    size, start = buffer.chunks[0], 0
-    held, base = np.asarray(buffer[:size]), 0
-    for end in ends.tolist():
-        while base + len(held) < end:
-            read = base + len(held)
-            held, base = np.concatenate([held[start - base :], np.asarray(buffer[read : read + size])]), start
-        yield held[start - base : end - base]
-        start = end
+    def read(self, start: int, end: int) -> np.ndarray:
+        size, base, held = self._buffer.chunks[0], self._base, self._held
+        if not base <= start < base + len(held):
+            base, held = start // size * size, np.asarray(self._buffer[:0])
+        held, base = held[start - base :], start
+        last = min(-(-end // size) * size, self._buffer.shape[0])
+        if last > base + len(held):
+            held = np.concatenate([held, np.asarray(self._buffer[base + len(held) : last])])
+        self._base, self._held = base, held
+        return held[: end - start]
 
 
 def _shaped(name: str, values: np.ndarray, interface: Interface, episode: int) -> np.ndarray:
@@ -221,16 +204,3 @@ def _shaped(name: str, values: np.ndarray, interface: Interface, episode: int) -
             f"episode {episode}: frames of '{name}' ({values.dtype}) are not whole numbers 0..255; scale them in the source first"
         )
     return pixels
-
-
-def _report(
-    source: Path, destination: Path, buffers: Mapping[str, Buffer], ends: Int64[np.ndarray, "E"], plan: _Plan, seconds: float
-) -> ImportReport:
-    carried = {n: f"data/{b} {buffers[b].dtype} {list(buffers[b].shape)}" for n, b in plan.buffer_of.items()}
-    used = set(plan.buffer_of.values())
-    reason = "not in the schema, or neither numbers nor RGB frames"
-    rest = {f"data/{n}": f"{reason}: {b.dtype} {list(b.shape)}" for n, b in buffers.items() if n not in used}
-    tail = min(b.shape[0] for b in buffers.values()) - int(ends[-1])
-    rest |= {"rows after the last episode": f"{tail} rows belong to no episode"} if tail else {}
-    size = sum(f.stat().st_size for f in destination.rglob("*") if f.is_file())
-    return ImportReport(str(source), str(destination), len(ends), int(ends[-1]), carried, rest, plan.clock, size, seconds)

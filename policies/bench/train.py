@@ -12,8 +12,8 @@ from time import perf_counter
 import torch
 
 from kineflow.config import load_config
+from kineflow.datasets.convert import import_data
 from kineflow.datasets.demo_data import demo_data
-from kineflow.datasets.importers.diffusion_policy_zarr import import_diffusion_policy_zarr
 from kineflow.policies.bench.rows import Row
 from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.unet import UNet
@@ -26,7 +26,7 @@ def bench_train(*, quick: bool) -> Iterator[Row]:
     """Quick: the demo's own configuration. Full: also the U-Net and DiT heads, batch 128, one noise per window."""
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "pusht.eps"
-        import_diffusion_policy_zarr(demo_data(), store)
+        import_data("diffusion-policy-zarr", demo_data(), store)
         never = 10**9
         config = replace(load_config(TrainConfig, "train/pusht_flow"), store=store, steps=never)
         config = replace(config, validate_every=never, checkpoint_every=never)

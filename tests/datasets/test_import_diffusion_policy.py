@@ -14,10 +14,11 @@ import zarr
 
 from kineflow.config import ConfigError, load_config, save_config
 from kineflow.contracts import Interface, KineflowError, interface_differences
+from kineflow.datasets.convert import ImportReport, import_data
 from kineflow.datasets.demo_data import demo_data
 from kineflow.datasets.doctor import check_store
 from kineflow.datasets.episode_store import EpisodeStore
-from kineflow.datasets.importers.diffusion_policy_zarr import ImportReport, import_diffusion_policy_zarr
+from kineflow.datasets.importers.source import ImportOptions
 from tests.datasets.sample_episodes import LOW_DIM
 
 ENDS = [4, 5, 11]
@@ -26,7 +27,7 @@ ENDS = [4, 5, 11]
 @pytest.fixture(scope="module")
 def pusht(tmp_path_factory: pytest.TempPathFactory) -> tuple[EpisodeStore, ImportReport, list[tuple[int, int]], float]:
     path, calls, began = tmp_path_factory.mktemp("pusht") / "pusht.eps", [], time.process_time()
-    report = import_diffusion_policy_zarr(demo_data(), path, lambda done, total: calls.append((done, total)))
+    report = import_data("diffusion-policy-zarr", demo_data(), path, progress=lambda done, total: calls.append((done, total)))
     return EpisodeStore.open(path), report, calls, time.process_time() - began
 
 
@@ -111,7 +112,7 @@ def test_unknown_buffers_are_imported_by_shape(tmp_path: Path, chunk: int, insid
             for file in sorted(p for p in path.rglob("*") if p.is_file()):
                 archive.write(file, inside + file.relative_to(path).as_posix())
         path = tmp_path / "buffer.zip"
-    report = import_diffusion_policy_zarr(path, tmp_path / "s.eps", rate_hz=20.0)
+    report = import_data("diffusion-policy-zarr", path, tmp_path / "s.eps", ImportOptions(rate_hz=20.0))
     store = EpisodeStore.open(tmp_path / "s.eps")
     assert store.lengths.tolist() == [4, 1, 6]
     assert store.interface.features["pose"].vector.names == ("dim_0", "dim_1", "dim_2", "dim_3")
@@ -127,8 +128,8 @@ def test_a_schema_says_names_and_selects(tmp_path: Path) -> None:
     source = write_buffer(
         tmp_path / "b", **{"data/pose": np.zeros((11, 3), "f4"), "data/force": np.zeros((11, 1), "f4"), "data/x": np.zeros(11)}
     )
-    save_config(LOW_DIM, tmp_path / "robot.yaml")
-    report = import_diffusion_policy_zarr(source, tmp_path / "s.eps", schema=tmp_path / "robot.yaml", licence="CC0-1.0")
+    save_config(LOW_DIM, robot := tmp_path / "robot.yaml")
+    report = import_data("diffusion-policy-zarr", source, tmp_path / "s.eps", ImportOptions(robot, licence="CC0-1.0"))
     assert EpisodeStore.open(tmp_path / "s.eps").interface == LOW_DIM
     assert list(report.not_carried) == ["data/x"]
     assert "not in the schema" in report.not_carried["data/x"]
@@ -136,20 +137,20 @@ def test_a_schema_says_names_and_selects(tmp_path: Path) -> None:
 
 
 def test_a_schema_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    save_config(LOW_DIM, tmp_path / "robot.yaml")
+    save_config(LOW_DIM, robot := tmp_path / "robot.yaml")
     with pytest.raises(KineflowError, match=r"schema has stream 'pose', the source only the buffers \['action'\]"):
-        import_diffusion_policy_zarr(write_buffer(tmp_path / "a"), tmp_path / "s.eps", schema=tmp_path / "robot.yaml")
+        import_data("diffusion-policy-zarr", write_buffer(tmp_path / "a"), tmp_path / "s.eps", ImportOptions(robot))
     wide = write_buffer(tmp_path / "b", **{"data/pose": np.zeros((11, 4), "f4"), "data/force": np.zeros((11, 1), "f4")})
     with pytest.raises(KineflowError, match=r"'pose' has shape \[3\] a step, the source has \[4\]"):
-        import_diffusion_policy_zarr(wide, tmp_path / "s.eps", schema=tmp_path / "robot.yaml")
+        import_data("diffusion-policy-zarr", wide, tmp_path / "s.eps", ImportOptions(robot))
     with pytest.raises(ConfigError, match="no configuration"):
-        import_diffusion_policy_zarr(wide, tmp_path / "s.eps", schema=tmp_path / "missing.yaml")
+        import_data("diffusion-policy-zarr", wide, tmp_path / "s.eps", ImportOptions(tmp_path / "missing.yaml"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "robot.yaml"]
 
 
 def test_what_cannot_be_carried_is_reported(tmp_path: Path) -> None:
     source = write_buffer(tmp_path / "b", ends=[4, 9], **{"data/note": np.full(11, b"hi", "S2")})
-    report = import_diffusion_policy_zarr(source, tmp_path / "s.eps")
+    report = import_data("diffusion-policy-zarr", source, tmp_path / "s.eps")
     assert "data/note" in report.not_carried
     assert report.not_carried["rows after the last episode"] == "2 rows belong to no episode"
     assert report.steps == 9
@@ -160,7 +161,7 @@ def test_nan_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     pose[6, 1] = np.nan
     source = write_buffer(tmp_path / "b", **{"data/pose": pose})
     with pytest.raises(KineflowError, match=r"episode 2 \(b#2\), stream 'pose', step 1, dimension 1: value nan"):
-        import_diffusion_policy_zarr(source, tmp_path / "s.eps")
+        import_data("diffusion-policy-zarr", source, tmp_path / "s.eps")
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
 
 
@@ -170,13 +171,13 @@ def test_frames_that_are_not_whole_numbers_are_refused(tmp_path: Path) -> None:
         frames[5] = value
         source = write_buffer(tmp_path / f"b{number}", **{"data/cam": frames})
         with pytest.raises(KineflowError, match=r"episode 2: frames of 'cam' .* not whole numbers"):
-            import_diffusion_policy_zarr(source, tmp_path / "s.eps")
+            import_data("diffusion-policy-zarr", source, tmp_path / "s.eps")
 
 
 @pytest.mark.parametrize("ends", [[], [0, 11], [4, 4, 11], [5, 4, 11], [4, 12]])
 def test_impossible_episode_ends_are_refused(tmp_path: Path, ends: list[int]) -> None:
     with pytest.raises(KineflowError, match=r"must increase from above 0|the source is incomplete"):
-        import_diffusion_policy_zarr(write_buffer(tmp_path / "b", ends=ends), tmp_path / "s.eps")
+        import_data("diffusion-policy-zarr", write_buffer(tmp_path / "b", ends=ends), tmp_path / "s.eps")
 
 
 def test_other_sources_and_taken_destinations_are_refused(tmp_path: Path) -> None:
@@ -194,9 +195,9 @@ def test_other_sources_and_taken_destinations_are_refused(tmp_path: Path) -> Non
         "noaction": "no buffer data/action",
     }.items():
         with pytest.raises(KineflowError, match=message):
-            import_diffusion_policy_zarr(tmp_path / name, tmp_path / "s.eps")
+            import_data("diffusion-policy-zarr", tmp_path / name, tmp_path / "s.eps")
     with pytest.raises(KineflowError, match="exists already"):
-        import_diffusion_policy_zarr(demo_data(), tmp_path / "folder")
+        import_data("diffusion-policy-zarr", demo_data(), tmp_path / "folder")
 
 
 def test_demo_data_opens_without_warnings() -> None:

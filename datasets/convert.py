@@ -1,0 +1,70 @@
+"""From somebody else's recordings to a store: complete or not there at all."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kineflow.contracts import KineflowError
+from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.importers.source import ImportOptions, open_source
+from kineflow.datasets.manifest import sync
+
+EPISODES_PER_COMMIT = 64
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What was carried into the store, as stream -> description, and what was not, as thing -> reason."""
+
+    source: str
+    destination: str
+    format: str
+    episodes: int
+    steps: int
+    carried: Mapping[str, str]
+    not_carried: Mapping[str, str]
+    clock: str
+    bytes: int
+    seconds: float
+
+
+def import_data(
+    name: str,
+    source: Path,
+    destination: Path,
+    options: ImportOptions | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ImportReport:
+    """Import the data of format `name` at `source` as a new store at `destination`; `progress(done, total)` counts episodes.
+
+    Raises:
+        KineflowError: not such data, an episode that cannot be carried (named), or something exists at `destination`.
+    """
+    began, source, destination = time.monotonic(), Path(source), Path(destination)
+    if destination.exists():
+        raise KineflowError(f"{destination} exists already; choose another destination or remove it")
+    options = options or ImportOptions()
+    opened = open_source(name, source, options)
+    facts = opened.facts
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.importing-", dir=destination.parent) as staged:
+        licence = options.licence or facts.licence
+        store = EpisodeStore.create(
+            Path(staged) / "store", facts.interface, facts.clock, facts.provenance, licence, facts.cameras
+        )
+        with store.writer(EPISODES_PER_COMMIT) as writer:
+            for index in range(len(opened)):
+                writer.add(opened.episode(index))
+                if progress is not None:
+                    progress(index + 1, len(opened))
+        steps = int(store.lengths.sum())
+        store.path.rename(destination)
+    sync(destination.parent)
+    size = sum(f.stat().st_size for f in destination.rglob("*") if f.is_file())
+    seconds = time.monotonic() - began
+    where = (str(source), str(destination), name)
+    return ImportReport(*where, len(opened), steps, facts.carried, facts.not_carried, facts.clock, size, seconds)
