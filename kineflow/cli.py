@@ -6,23 +6,16 @@ Each verb is one function below; folders are imported inside the verbs, so that 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import kineflow
-from kineflow.contracts import KineflowError, interface_differences, to_json, to_plain
-
-EXTRA_OF = {
-    **dict.fromkeys(
-        ("torch", "zarr", "numcodecs", "google_crc32c", "safetensors", "tensorboard", "huggingface_hub", "rich"), "train"
-    ),
-    **dict.fromkeys(("gymnasium", "gym_pusht", "pymunk", "pygame", "cv2", "shapely"), "sim"),
-    **dict.fromkeys(("av", "PIL"), "report"),
-}
+from kineflow import cli_data
+from kineflow.cli_verb import add_verb as _verb, positive as _positive, show as _show
+from kineflow.contracts import KineflowError
+from kineflow.extras import EXTRA_OF
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,19 +61,7 @@ def _add_demo_and_data(verbs: Any) -> None:
     demo.add_argument("--minutes", type=_positive, default=6.0, help="training budget, minutes (default 6)")
     demo.add_argument("--episodes", type=int, default=50, help="evaluation episodes (default 50)")
     demo.add_argument("--run", type=Path, default=Path("runs/demo"))
-
-    data = verbs.add_parser("data", help="episode stores: import, info, doctor").add_subparsers(required=True, metavar="COMMAND")
-    load = _verb(data, "import", _data_import, "import a data set into an episode store")
-    load.add_argument("--format", required=True, help="diffusion-policy-zarr, ...: an unknown name lists them all")
-    load.add_argument("--schema", type=Path, help="YAML interface that names the dimensions, units and rate of unknown data")
-    load.add_argument("--rate-hz", type=_positive, help="rate of data without clocks or a schema")
-    load.add_argument("--licence", default="", help="licence of the data, kept in the store")
-    load.add_argument("source", type=Path)
-    load.add_argument("destination", type=Path)
-    _verb(data, "info", _data_info, "what a store holds").add_argument("store", type=Path)
-    doctor = _verb(data, "doctor", _data_doctor, "check every file and value of a store")
-    doctor.add_argument("store", type=Path)
-    doctor.add_argument("--policy", help="also check that this checkpoint's contract fits the store")
+    cli_data.add(verbs)
 
 
 def _add_training(verbs: Any) -> None:
@@ -161,29 +142,6 @@ def _add_bench(verbs: Any) -> None:
     bench.add_argument("--quick", action="store_true", help="a stated subset in about a minute")
 
 
-def _verb(
-    verbs: Any, name: str, function: Callable[[argparse.Namespace], int], text: str, *, overrides: bool = False
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-    parser.set_defaults(verb=function, takes_overrides=overrides)
-    return parser
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text}")
-    return value
-
-
-def _show(args: argparse.Namespace, data: Any, human: Callable[[], None]) -> None:
-    if args.json:
-        print(json.dumps(data, indent=2, allow_nan=False))
-    else:
-        human()
-
-
 def _demo(args: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -193,55 +151,6 @@ def _demo(args: argparse.Namespace) -> int:
     result = run_demo(args.run, minutes=args.minutes, episodes=args.episodes)
     _show(args, result.to_json(), lambda: render_result(result, Console()))
     return 0
-
-
-def _data_import(args: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from kineflow.datasets.convert import import_data
-    from kineflow.datasets.importers.source import ImportOptions
-
-    with Progress(console=Console(stderr=True), disable=args.json) as progress:
-        task = progress.add_task("importing episodes", total=None)
-        report = import_data(
-            args.format,
-            args.source,
-            args.destination,
-            ImportOptions(args.schema, args.rate_hz, args.licence),
-            lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    _show(args, to_plain(report), lambda: Console().print_json(to_json(report)))
-    return 0
-
-
-def _data_info(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from kineflow.datasets.doctor import inspect_store, render_report
-
-    report = inspect_store(args.store)
-    _show(args, to_plain(report), lambda: render_report(report, Console()))
-    return 0
-
-
-def _data_doctor(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from kineflow.datasets.doctor import Finding, check_store, render_findings
-
-    findings = check_store(args.store)
-    if args.policy:
-        from kineflow.datasets.episode_store import EpisodeStore
-        from kineflow.policies.checkpoint import find_checkpoint, read_contract
-
-        needed, offered = read_contract(find_checkpoint(args.policy)).interface, EpisodeStore.open(args.store).interface
-        findings += [
-            Finding("error", f"store {args.store} against policy {args.policy}", problem, remedy)
-            for problem, _, remedy in (line.rpartition("; ") for line in interface_differences(needed, offered))
-        ]
-    _show(args, to_plain(findings), lambda: render_findings(findings, Console()))
-    return 1 if any(finding.severity == "error" for finding in findings) else 0
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -1,0 +1,99 @@
+"""`kineflow data ...`: episode stores on the command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from kineflow.cli_verb import add_verb, positive, show
+from kineflow.contracts import interface_differences, to_json, to_plain
+
+
+def add(verbs: Any) -> None:
+    data = verbs.add_parser("data", help="episode stores: import, export, info, doctor").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    load = add_verb(data, "import", _import, "import a data set into an episode store")
+    load.add_argument("--format", required=True, help="diffusion-policy-zarr, ...: an unknown name lists them all")
+    load.add_argument("--schema", type=Path, help="YAML interface that names the dimensions, units and rate of unknown data")
+    load.add_argument("--rate-hz", type=positive, help="rate of data without clocks or a schema")
+    load.add_argument("--licence", default="", help="licence of the data, kept in the store")
+    load.add_argument("source", type=Path)
+    load.add_argument("destination", type=Path)
+    add_verb(data, "info", _info, "what a store holds").add_argument("store", type=Path)
+    doctor = add_verb(data, "doctor", _doctor, "check every file and value of a store")
+    doctor.add_argument("store", type=Path)
+    doctor.add_argument("--policy", help="also check that this checkpoint's contract fits the store")
+    save = add_verb(data, "export", _export, "write a store in another format")
+    save.add_argument("--format", required=True, help="an unknown name lists them all")
+    save.add_argument("store", type=Path)
+    save.add_argument("destination", type=Path)
+
+
+def _import(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from kineflow.datasets.convert import import_data
+    from kineflow.datasets.importers.source import ImportOptions
+
+    with Progress(console=Console(stderr=True), disable=args.json) as progress:
+        task = progress.add_task("importing episodes", total=None)
+        report = import_data(
+            args.format,
+            args.source,
+            args.destination,
+            ImportOptions(args.schema, args.rate_hz, args.licence),
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    show(args, to_plain(report), lambda: Console().print_json(to_json(report)))
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from kineflow.datasets.doctor import inspect_store, render_report
+
+    report = inspect_store(args.store)
+    show(args, to_plain(report), lambda: render_report(report, Console()))
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from kineflow.datasets.doctor import Finding, check_store, render_findings
+
+    findings = check_store(args.store)
+    if args.policy:
+        from kineflow.datasets.episode_store import EpisodeStore
+        from kineflow.policies.checkpoint import find_checkpoint, read_contract
+
+        needed, offered = read_contract(find_checkpoint(args.policy)).interface, EpisodeStore.open(args.store).interface
+        findings += [
+            Finding("error", f"store {args.store} against policy {args.policy}", problem, remedy)
+            for problem, _, remedy in (line.rpartition("; ") for line in interface_differences(needed, offered))
+        ]
+    show(args, to_plain(findings), lambda: render_findings(findings, Console()))
+    return 1 if any(finding.severity == "error" for finding in findings) else 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from kineflow.datasets.episode_store import EpisodeStore
+    from kineflow.datasets.exporters.target import export_data
+
+    with Progress(console=Console(stderr=True), disable=args.json) as progress:
+        task = progress.add_task("exporting episodes", total=None)
+        report = export_data(
+            args.format,
+            EpisodeStore.open(args.store),
+            args.destination,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    show(args, to_plain(report), lambda: Console().print_json(to_json(report)))
+    return 0

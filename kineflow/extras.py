@@ -1,0 +1,38 @@
+"""Which extra brings which package, and the one sentence said when it is not installed."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+from kineflow.interface import KineflowError
+
+EXTRA_OF = {
+    **dict.fromkeys(
+        ("torch", "zarr", "numcodecs", "google_crc32c", "safetensors", "tensorboard", "huggingface_hub", "rich", "simplejpeg"),
+        "train",
+    ),
+    **dict.fromkeys(("gymnasium", "gym_pusht", "pymunk", "pygame", "cv2", "shapely"), "sim"),
+    **dict.fromkeys(("av", "PIL"), "report"),
+    "h5py": "hdf5",
+    "pyarrow": "lerobot",
+    **dict.fromkeys(("mcap", "rosbags"), "ros"),
+    "obstore": "remote",
+    "icechunk": "versioned",
+    "ray": "scale",
+}
+
+
+def require(module: str, purpose: str) -> ModuleType:
+    """Import `module`, needed for `purpose` ("to read HDF5").
+
+    Raises:
+        KineflowError: it is not installed; names the extra.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        raise KineflowError(f"the package '{error.name}' is needed {purpose}: pip install 'kineflow[{extra}]'") from None
