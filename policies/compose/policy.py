@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kineflow.contracts import (
     ActionChunk,
+    CommittedPrefix,
     ContractError,
     KineflowError,
     Observation,
@@ -76,7 +77,7 @@ class ComposedPolicy:
             mixed = plan.mixed(fields, self.composition)
             if request.prefix:
                 shape = (len(request.seeds), plan.timeline.size, x.shape[-1])
-                mixed = continue_prefix(request.prefix, shape, units, steps)(mixed)
+                mixed = continue_prefix(_padded(request.prefix, shape[1]), shape, units, steps)(mixed)
             chunk = solver_of(self.composition.solver, self.composition.diffusion)(mixed, x, lambdas, None, noise)
         actions = units.restore(chunk[:, : plan.timeline.size])[:, : self.contract.horizons.prediction]
         stamp = np.asarray(observation.stamp_s)[..., -1]
@@ -128,6 +129,9 @@ class ComposedPolicy:
             if frames is None or frames.shape != wanted:
                 found = "missing" if frames is None else str(frames.shape)
                 raise ContractError(f"observation.images['{name}'] is {found}, the composed policy needs uint8 {wanted}")
+        chunks = (expected[0], self.contract.horizons.prediction, self.contract.interface.action.vector.size)
+        if request.prefix and request.prefix.actions.shape != chunks:
+            raise ContractError(f"the prefix has actions {request.prefix.actions.shape}; the policy's chunks are {chunks}")
         if request.prefix and (self.composition.operator == "and" or self.composition.noise == "independent"):
             raise ContractError("operator and, and independent noise, take no prefix: there is no single field to guide")
 
@@ -240,6 +244,13 @@ def path_of(parent: ChunkPolicy, name: str) -> NoisePath:
             "compose flow-matching and diffusion policies"
         )
     return objective.path
+
+
+def _padded(prefix: CommittedPrefix, size: int) -> CommittedPrefix:
+    """A prefix for all steps that are solved: those after the chunk's end are free."""
+    more = size - prefix.actions.shape[1]
+    actions, mask = np.pad(prefix.actions, ((0, 0), (0, more), (0, 0))), np.pad(prefix.soft_mask, ((0, 0), (0, more)))
+    return CommittedPrefix(actions, mask, prefix.delay)
 
 
 def _remembered_head(parent: ChunkPolicy) -> Remembered[HeadLevel] | None:
