@@ -19,10 +19,13 @@ def write_page(contests: Sequence[Contest], path: Path, episodes: int) -> None:
         f".s{i}{{stroke:{colour}}} .point.s{i},.key.s{i}{{fill:{colour};background:{colour}}}" for i, colour in enumerate(COLOURS)
     )
     legend = " ".join(f'<span><i class="key s{i % len(COLOURS)}"></i>{html.escape(head)}</span>' for i, head in enumerate(heads))
-    by_calls = line_chart([_series(contests, head, i, "calls") for i, head in enumerate(heads)], "network calls", "coverage")
+    missed = "missed coverage"
+    calls = [_series(contests, head, i, "calls") for i, head in enumerate(heads)]
+    by_calls = line_chart(calls, "network calls", missed, log_y=True)
     front = pareto_front([(c.chunk_ms.p99, c.coverage.value) for c in contests])
     timed = [_series(contests, head, i, "p99") for i, head in enumerate(heads)]
-    by_time = line_chart([Series(front, "front"), *timed], "ms per chunk, p99", "coverage")
+    best = Series([(cost, 1 - quality) for cost, quality in front], "front")
+    by_time = line_chart([best, *timed], "ms per chunk, p99", missed, log_y=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         PAGE.format(styles=styles, legend=legend, calls=by_calls, time=by_time, rows=_rows(contests), episodes=episodes),
@@ -41,7 +44,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 def _series(contests: Sequence[Contest], head: str, index: int, x: str) -> Series:
     mine = [c for c in contests if c.head == head]
-    points = sorted((float(c.calls) if x == "calls" else c.chunk_ms.p99, c.coverage.value) for c in mine)
+    points = sorted((float(c.calls) if x == "calls" else c.chunk_ms.p99, 1 - c.coverage.value) for c in mine)
     return Series(points, f"scatter dots s{index % len(COLOURS)}", head)
 
 
@@ -78,10 +81,11 @@ td,th{{padding:.3rem .5rem;border-bottom:1px solid var(--rule);text-align:left}}
 </style>
 <h1>Quality against network calls</h1>
 <p>PushT, {episodes} starts each, the same for all. Coverage is the mean over episodes of the best coverage of the goal.
-Time is that of one chunk at batch 1 on one thread.</p>
+The plots show what is missing of it, 1 - coverage, on a logarithmic axis: lower is better. Time is that of one chunk at batch 1 on
+one thread.</p>
 <p class="legend">{legend}</p>
-<div class="plots"><div><h2>Coverage over calls</h2>{calls}</div>
-<div><h2>Coverage over time, with the Pareto front</h2>{time}</div></div>
+<div class="plots"><div><h2>Missed over calls</h2>{calls}</div>
+<div><h2>Missed over time, with the Pareto front</h2>{time}</div></div>
 <h2>All of them</h2>
 <table><tr><th>head</th><th>solver</th><th>calls</th><th>coverage</th>
 <th>success</th><th>p50 ms</th><th>p99 ms</th></tr>{rows}</table>
