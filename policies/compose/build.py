@@ -42,6 +42,8 @@ class Built:
             console.print(
                 f"minus the better parent ({best}): {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]", highlight=False
             )
+            for one in self.result.gpc:
+                console.print(f"{one.claim}: {one.verdict} ({one.seen})", highlight=False, markup=False)
             console.print(f"report: {self.folder / 'search' / 'report.html'}", soft_wrap=True, highlight=False)
         console.print(f"next: kineflow eval {self.folder}", soft_wrap=True, highlight=False)
 

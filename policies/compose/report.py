@@ -125,21 +125,17 @@ def _sweep_chart(result: SearchResult) -> str:
 
 
 def _section_findings(result: SearchResult) -> str:
-    found = result.findings
-    lines = [
-        ("Gains when both parents are moderate", found["all_parents_above_30_percent_success"], found["gain_is_above_zero"]),
-        ("Larger weight to the better parent", True, found["largest_weight_on_better_parent"]),
-    ]
     rows = "".join(
-        f"<tr><th scope='row'>{name}</th><td>{'yes' if applies else 'no: a parent is below 30 % success'}</td>"
-        f"<td>{'seen' if seen else 'not seen'}</td></tr>"
-        for name, applies, seen in lines
+        f"<tr><th scope='row'>{html.escape(one.claim)}</th><td>{html.escape(one.applies_when)}</td>"
+        f"<td>{html.escape(one.seen)}</td><td>{one.verdict}</td></tr>"
+        for one in result.gpc
     )
     return (
-        "<section><h2>What is known about such pairs</h2><p class='lead'>Findings of General Policy Composition, and what this "
-        "pair shows. With a failing parent no gain is expected: it drags.</p>"
+        "<section><h2>Three findings, held against this search</h2><p class='lead'>What General Policy Composition reports of "
+        "pairs of policies. Parents are rated on search starts, which is the better one too; the gain is of report starts. An "
+        "interval that holds zero decides nothing.</p>"
         f'<div class="card scroll"><table class="plain">'
-        "<thead><tr><th>finding</th><th>applies here</th><th>here</th></tr></thead>"
+        "<thead><tr><th>finding</th><th>about searches where</th><th>seen here</th><th>this search</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div></section>"
     )
 

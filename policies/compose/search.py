@@ -18,6 +18,7 @@ from rich.console import Console
 from kineflow.contracts import KineflowError, Policy, PolicyContract, to_plain
 from kineflow.policies.compose.baselines import FinalActions
 from kineflow.policies.compose.composition import Composition
+from kineflow.policies.compose.findings import MODERATE, Evidence, Finding, gpc_findings
 from kineflow.policies.compose.played_arms import PlayedArms
 from kineflow.policies.compose.policy import ComposedPolicy, compose
 from kineflow.policies.eval_result import EvalConfig
@@ -26,8 +27,9 @@ from kineflow.policies.intervals import Estimate, bootstrap_interval, wilson_int
 from kineflow.policies.rollout import Rollout
 from kineflow.policies.running_episode import Environment, EpisodeResult
 
+Score = Literal["reward", "success"]
 MakeEnvironment = Callable[[PolicyContract], Callable[[], Environment]]
-MODERATE = 0.3  # success of a parent above which compositions gain, as GPC reports
+BEST_MIXTURE = "best mixture"  # the name of its arm, played where the search chose one parent alone
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class SearchConfig:
     search_start: int = 300_000
     search_episodes: int = 100
     spacing: float = 0.0  # of the weights; 0: 0.1 for two parents, 0.25 for more
-    score: Literal["reward", "success"] = "reward"  # what the search maximises
+    score: Score = "reward"  # what the search maximises
 
     def __post_init__(self) -> None:
         search, report = self.search_seeds, self.evaluation.seeds
@@ -84,15 +86,16 @@ class Arm:
     def coverage(self) -> Estimate:
         return bootstrap_interval([e.max_coverage for e in self.episodes], seed=0)
 
-    def score(self, name: Literal["reward", "success"]) -> float:
+    def score(self, name: Score) -> float:
         return self.success.value if name == "success" else self.reward.value
 
-    def minus(self, other: Arm) -> Estimate:
-        """Mean difference of the max reward, paired by start."""
-        pairs = zip(self.episodes, other.episodes, strict=True)
+    def minus(self, other: Arm, score: Score = "reward") -> Estimate:
+        """Mean difference of the max reward, or of success, paired by start."""
+        pairs = list(zip(self.episodes, other.episodes, strict=True))
         if any(mine.seed != theirs.seed for mine, theirs in pairs):
             raise KineflowError(f"'{self.name}' and '{other.name}' played other seeds; differences must be paired")
-        return bootstrap_interval([m.max_reward - o.max_reward for m, o in zip(self.episodes, other.episodes)], seed=0)
+        name = "success" if score == "success" else "max_reward"
+        return bootstrap_interval([float(getattr(m, name)) - float(getattr(o, name)) for m, o in pairs], seed=0)
 
     def to_json(self) -> dict[str, Any]:
         scores = {"mean_max_reward": self.reward, "success_rate": self.success, "mean_max_coverage": self.coverage}
@@ -112,8 +115,12 @@ class SearchResult:
     @property
     def best_parent(self) -> int:
         """The better parent, as the search seeds say."""
-        parents = [next(a for a in self.sweep if a.weights == one_hot(i, len(self.names))) for i in range(len(self.names))]
-        return max(range(len(parents)), key=lambda i: parents[i].score(self.config.score))
+        return max(range(len(self.names)), key=lambda i: self.parents[i].score(self.config.score))
+
+    @property
+    def parents(self) -> tuple[Arm, ...]:
+        """Each parent alone, on search seeds."""
+        return tuple(next(a for a in self.sweep if a.weights == one_hot(i, len(self.names))) for i in range(len(self.names)))
 
     @property
     def gain(self) -> Estimate:
@@ -122,16 +129,27 @@ class SearchResult:
 
     @property
     def findings(self) -> dict[str, Any]:
-        """GPC's three findings as this pair shows them."""
-        parents = [arm for arm in self.sweep if max(arm.weights) == 1]
+        """What the page says in words, and the same for a program; `gpc` are the publication's three."""
         largest = max(self.chosen.weights)
         return {
             "better_parent": self.names[self.best_parent],
             "gain": to_plain(self.gain),
             "gain_is_above_zero": self.gain.low > 0,
-            "all_parents_above_30_percent_success": all(p.success.value > MODERATE for p in parents),
+            "all_parents_above_30_percent_success": all(p.success.value > MODERATE for p in self.parents),
             "largest_weight_on_better_parent": self.chosen.weights[self.best_parent] == largest,
+            "gpc": to_plain(self.gpc),
         }
+
+    @property
+    def gpc(self) -> tuple[Finding, ...]:
+        """GPC's three findings, held against this search."""
+        better, score = self.best_parent, self.config.score
+        others = [arm for i, arm in enumerate(self.parents) if i != better]
+        lead = self.parents[better].minus(max(others, key=lambda arm: arm.score(score)), score)
+        mixture = next((arm for arm in self.report if arm.name == BEST_MIXTURE), self.report[0])
+        success = [arm.success.value for arm in self.parents]
+        gain = mixture.minus(self.report[1 + better])
+        return gpc_findings(Evidence(self.names, success, better, lead, mixture.weights, gain))
 
     def to_json(self) -> dict[str, Any]:
         composed = self.report[0]
@@ -178,7 +196,7 @@ def search(
     if 1.0 in chosen.weights:  # what mixing would have given, for an honest page, and something to compare baselines with
         best = max((arm for arm in sweep if max(arm.weights) < 1), key=lambda arm: arm.score(config.score))
         mixed = reweighted(policy, best.weights)
-        arms.append(("best mixture", best.weights, mixed))
+        arms.append((BEST_MIXTURE, best.weights, mixed))
     arms += _baselines(mixed)
     report = tuple(Arm(name, weights, play(name, weights, arm, config.evaluation.seeds)) for name, weights, arm in arms)
     return final, SearchResult(config, policy.names, sweep, chosen, report)

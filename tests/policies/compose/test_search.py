@@ -124,6 +124,27 @@ def test_best_weights_and_paired_differences(searched: Searched) -> None:
     assert set(data["findings"]) >= {"better_parent", "gain", "gain_is_above_zero", "largest_weight_on_better_parent"}
 
 
+def test_findings_rest_on_the_arms_that_they_name(searched: Searched) -> None:
+    """Success and lead of the parents from the search seeds, the gain of the mixture from the report seeds."""
+    _, result, _ = searched
+    gains, drags, weighs = result.gpc
+    better = result.best_parent
+    rates = [sum(e.success for e in arm.episodes) / 3 for arm in (result.sweep[0], result.sweep[2])]
+    parents = f"flow {rates[0]:.0%}, diffusion {rates[1]:.0%}"
+    assert parents in gains.seen
+    assert parents in drags.seen
+    lead = np.mean([e.max_reward for e in result.sweep[2 * better].episodes]) - np.mean(
+        [e.max_reward for e in result.sweep[2 - 2 * better].episodes]
+    )
+    assert f"{result.names[better]} leads by {lead:+.3f}" in weighs.seen
+    mixture = next(arm for arm in result.report if arm.weights == (0.5, 0.5))
+    gain = np.mean([e.max_reward for e in mixture.episodes]) - np.mean([e.max_reward for e in result.report[1 + better].episodes])
+    assert f"(0.5, 0.5) minus the better parent: reward {gain:+.3f}" in gains.seen
+    assert [one["verdict"] for one in result.to_json()["findings"]["gpc"]] == [one.verdict for one in result.gpc]
+    page = build_search_report(result, searched[0].composition)
+    assert all(f"<td>{one.verdict}</td>" in page and one.claim in page for one in result.gpc)
+
+
 def test_unpaired_differences_are_refused(searched: Searched) -> None:
     result = searched[1]
     shifted = replace(result.report[0], episodes=tuple(replace(e, seed=e.seed + 1) for e in result.report[0].episodes))
@@ -270,6 +291,9 @@ def test_where_one_parent_is_chosen_the_page_still_judges_the_best_mixture(compo
     assert (mixture.name, mixture.weights) == ("best mixture", (0.5, 0.5))
     assert mixture.episodes != parent.episodes
     assert [arm.weights for arm in result.report[3:]] == [(0.5, 0.5)] * 5
+    gain = mixture.minus(result.report[1 + result.best_parent])
+    assert gain.value != 0
+    assert f"(0.5, 0.5) minus the better parent: reward {gain.value:+.3f}" in result.gpc[0].seen
     assert "best mixture (0.5, 0.5)" in build_search_report(result, composed.composition)
 
 
