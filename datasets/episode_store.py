@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from kineflow.contracts import Episode, FeatureStatistics, Interface
+from kineflow.datasets.committing import committing
 from kineflow.datasets.episode_check import check_interface, checked
 from kineflow.datasets.manifest import (
     CameraRecord,
@@ -40,6 +41,7 @@ from kineflow.datasets.manifest import (
 )
 from kineflow.datasets.segment import EncodedEpisode, Segment, encode_episode, entry, pack, schema_hash, task_id, vector_streams
 from kineflow.datasets.statistics import Moments, extend, feature_statistics, join
+from kineflow.datasets.store_error import room_for
 
 _SYNC_THREADS = 8  # the file system joins syncs that wait together
 
@@ -152,19 +154,25 @@ class EpisodeStore:
         digests = sorted(row.tobytes() for segment in self._segments for row in segment.column("digest"))
         return hashlib.sha256(schema_hash(self.interface).encode() + b"".join(digests)).hexdigest()
 
-    def writer(self, episodes_per_commit: int = 1) -> EpisodeWriter:
-        """Append episodes: 1 a commit while recording, many for an import."""
-        return EpisodeWriter(self, episodes_per_commit)
+    def writer(self, episodes_per_commit: int = 1, segment_id: str = "") -> EpisodeWriter:
+        """Append episodes: 1 a commit while recording, many for an import; `segment_id` names the one segment of a recording."""
+        return EpisodeWriter(self, episodes_per_commit, segment_id)
 
-    def commit(self, episodes: Sequence[EncodedEpisode]) -> None:
-        """Append one segment durably; a commit by another writer meanwhile is kept, ours comes after it."""
-        added = _write_segment(self.path, self.interface, episodes)
-        while True:
-            try:
-                self._show(replace_manifest(self.path, self._extended(added, episodes), self._manifest.generation))
-                return
-            except StaleGeneration:
-                self.reload()
+    def commit(self, episodes: Sequence[EncodedEpisode], segment_id: str = "") -> None:
+        """Append one segment durably; a commit by another writer meanwhile is kept, ours comes after it.
+
+        Raises:
+            StoreError: the disk is full; the store is as it was.
+        """
+        segment_id = segment_id or new_ulid()
+        with committing(self.path, segment_id):
+            added = _write_segment(self.path, self.interface, episodes, segment_id)
+            while True:
+                try:
+                    self._show(replace_manifest(self.path, self._extended(added, episodes), self._manifest.generation))
+                    return
+                except StaleGeneration:
+                    self.reload()
 
     def _extended(self, added: SegmentEntry, episodes: Sequence[EncodedEpisode]) -> Manifest:
         old, texts = self._manifest, {e.episode.instruction for e in episodes} - {""}
@@ -201,11 +209,12 @@ class EpisodeStore:
 class EpisodeWriter:
     """Context manager that appends checked episodes; on an exception what is not committed yet is dropped."""
 
-    def __init__(self, store: EpisodeStore, episodes_per_commit: int) -> None:
+    def __init__(self, store: EpisodeStore, episodes_per_commit: int, segment_id: str = "") -> None:
         if episodes_per_commit < 1:
             raise StoreError(f"episodes_per_commit is {episodes_per_commit}; it must be at least 1")
         self._store = store
         self._episodes_per_commit = episodes_per_commit
+        self._segment_id = segment_id
         self._pending: list[EncodedEpisode] = []
 
     def __enter__(self) -> EpisodeWriter:
@@ -230,20 +239,21 @@ class EpisodeWriter:
     def commit(self) -> None:
         """Make all pending episodes durable as one segment."""
         if self._pending:
-            self._store.commit(self._pending)
+            self._store.commit(self._pending, self._segment_id)
             self._pending = []
 
 
-def _write_segment(store: Path, interface: Interface, episodes: Sequence[EncodedEpisode]) -> SegmentEntry:
+def _write_segment(store: Path, interface: Interface, episodes: Sequence[EncodedEpisode], segment_id: str) -> SegmentEntry:
     files = pack(interface, episodes)
-    added = entry(new_ulid(), episodes, files)
+    added = entry(segment_id, episodes, files)
     staged = store / "staging" / added.id
-    for path, data in files.items():
-        (staged / path).parent.mkdir(parents=True, exist_ok=True)
-        (staged / path).write_bytes(data)
-    folders = {staged / parent for path in files for parent in Path(path).parents}
-    with ThreadPoolExecutor(_SYNC_THREADS) as pool:
-        list(pool.map(sync, [*(staged / path for path in files), *folders]))
-    os.rename(staged, store / "segments" / added.id)
-    sync(store / "segments")
+    with room_for(f"a segment of {len(episodes)} episodes", store, sum(map(len, files.values()))):
+        for path, data in files.items():
+            (staged / path).parent.mkdir(parents=True, exist_ok=True)
+            (staged / path).write_bytes(data)
+        folders = {staged / parent for path in files for parent in Path(path).parents}
+        with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+            list(pool.map(sync, [*(staged / path for path in files), *folders]))
+        os.rename(staged, store / "segments" / added.id)
+        sync(store / "segments")
     return added

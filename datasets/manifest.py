@@ -19,17 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from kineflow.config import ConfigError, from_plain
-from kineflow.contracts import Interface, KineflowError, to_plain
+from kineflow.contracts import Interface, to_plain
 from kineflow.datasets.statistics import Totals
+from kineflow.datasets.store_error import StoreError as StoreError, room_for
 from kineflow.datasets.zarr_v3 import crc32c
 
 FORMAT = "episode-store"
 VERSION = 1
 NAME = "manifest.json"
-
-
-class StoreError(KineflowError):
-    """A store that cannot be read or written; the message names the file and the remedy."""
 
 
 class StaleGeneration(StoreError):
@@ -158,10 +155,16 @@ def write_manifest(store: Path, manifest: Manifest) -> None:
     """Write-tmp, fsync, rename. Callers other than `EpisodeStore.create` go through `replace_manifest`."""
     data = to_plain(manifest)
     data["checksum"] = crc32c(_canonical(data))
+    text = _canonical(data) + b"\n"
     temporary = store / f".{NAME}.{new_ulid()}"
-    temporary.write_bytes(_canonical(data) + b"\n")
-    sync(temporary)
-    os.replace(temporary, store / NAME)
+    try:
+        with room_for("the manifest", store, len(text)):
+            temporary.write_bytes(text)
+            sync(temporary)
+        os.replace(temporary, store / NAME)
+    except Exception:
+        temporary.unlink(missing_ok=True)
+        raise
     sync(store)
 
 

@@ -35,7 +35,7 @@ def store(sound: Path, tmp_path: Path) -> Path:
 
 
 def files(store: Path) -> list[Path]:
-    return sorted(p for p in store.rglob("*") if p.is_file() and p.name != "manifest.lock")
+    return sorted(p for p in store.rglob("*") if p.is_file() and p.suffix != ".lock")
 
 
 def read_all(store: Path) -> None:
