@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import pytest
 import torch
@@ -140,6 +140,66 @@ class TestLosses:
         assert loss > 1e-5
         assert k.grad is not None
         assert k.grad * sign > 1e-3
+
+
+class TestStopGradients:
+    """Which terms teach and which only say: values and gradients at u = k (1 + 2 s + 3 t + 4 x), in closed form."""
+
+    def test_value_and_gradient_of_each_method(self) -> None:
+        jumps, k = on_path("O3")[1], torch.tensor(0.3, dtype=DOUBLE, requires_grad=True)
+        jumps = dataclasses.replace(jumps, velocity=torch.full_like(jumps.x, 0.7))
+        x, s, t, g = jumps.x, *(over(v, jumps.x) for v in (jumps.start, jumps.end, jumps.split))
+        gap = t - s
+
+        def f(x: torch.Tensor, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return 1 + 2 * s + 3 * t + 4 * x
+
+        def u(x: torch.Tensor, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+            return k * f(x, over(start, x), over(end, x))
+
+        c = k.item()
+        own, reached, m = c * f(x, s, s), x + gap * c * f(x, s, t), s + (1 - g) * gap
+        halfway = x + (m - s) * c * f(x, s, m)
+        expected: dict[Method, tuple[torch.Tensor, torch.Tensor]] = {  # residual, and its derivative in k
+            "lsd": (c * f(x, s, t) + 3 * c * gap - c * f(reached, t, t), f(x, s, t) + 3 * gap),
+            "psd": (c * (f(x, s, t) - (1 - g) * f(x, s, m) - g * f(halfway, m, t)), f(x, s, t)),
+            "esd": (
+                -c * f(x, s, t) + 2 * c * gap + (1 + 4 * c * gap) * own,
+                -f(x, s, t) + 2 * gap + 4 * gap * own,
+            ),
+            "meanflow": (c * f(x, s, t) - 0.7 - gap * c * (2 + 4 * 0.7), f(x, s, t)),  # along the velocity of the pair
+            "imf": (c * f(x, s, t) - 0.7 - gap * c * (2 + 4 * own), f(x, s, t)),  # along the head's own
+        }
+        assert expected.keys() == RESIDUALS.keys()
+        for method, (value, slope) in expected.items():
+            residual = RESIDUALS[method](u, jumps, jvp)
+            torch.testing.assert_close(residual, value, rtol=1e-12, atol=1e-12, msg=method)
+            (gradient,) = torch.autograd.grad(residual.square().sum(), k)
+            torch.testing.assert_close(gradient, (2 * value * slope).sum(), rtol=1e-11, atol=0, msg=method)
+
+    @pytest.mark.parametrize("balance", [False, True])
+    @pytest.mark.parametrize("adaptive", [False, True])
+    def test_weights_of_rows_are_numbers(self, balance: bool, adaptive: bool) -> None:
+        """A weight that had a gradient would reward large losses (adaptive) or trade the velocity for jumps (balance)."""
+        k = torch.tensor(0.3, dtype=DOUBLE, requires_grad=True)
+
+        def head(x: torch.Tensor, t: torch.Tensor, c: torch.Tensor | None, end: torch.Tensor | None = None) -> torch.Tensor:
+            return k * (1 + over(t if end is None else end, x) + x**2)
+
+        def losses(objective: FlowMap) -> torch.Tensor:
+            actions, condition, weight = draw(20)
+            return objective.loss(head, actions, condition, torch.Generator().manual_seed(0), weight)
+
+        plain = losses(FlowMap(diagonal=0.5))
+        said = plain.detach()
+        factor = 1 / (said + 0.01) if adaptive else torch.ones_like(said)
+        weighted = said * factor
+        if balance:
+            factor = torch.cat([factor[:10], factor[10:] * weighted[:10].mean() / weighted[10:].mean()])
+        found = losses(FlowMap(diagonal=0.5, adaptive=adaptive, balance=balance))
+        torch.testing.assert_close(found, plain * factor, rtol=1e-12, atol=0)
+        gradient, expected = (torch.autograd.grad(loss.sum(), k)[0] for loss in (found, plain * factor))
+        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=0)
 
 
 class TestTraps:
@@ -312,6 +372,16 @@ class TestObjective:
         assert int((jump_end == 1).sum()) == 50
         assert 0.25 < float(jump_start[:150].mean()) < 0.42  # the smaller of two uniform draws: 1/3
         assert 0.42 < float(jump_start[150:].mean()) < 0.6  # towards the data from anywhere
+
+    @pytest.mark.parametrize("split", ["half", "uniform"])
+    def test_where_psd_splits_a_jump(self, split: Literal["half", "uniform"]) -> None:
+        head, (actions, condition, weight) = Recorder(), draw()
+        FlowMap(diagonal=0.5, split=split).loss(head, actions, condition, torch.Generator().manual_seed(0), weight)
+        (start, middle, _), (again, end, _) = head.calls[1], head.calls[2]
+        torch.testing.assert_close(again, middle, rtol=0, atol=0)
+        share = (end - middle) / (end - start)  # of the second part: g
+        assert share.mean().item() == pytest.approx(0.5, abs=0.05)
+        assert share.var().item() == pytest.approx(0 if split == "half" else 1 / 12, abs=0.01)
 
     def test_a_single_row_trains_the_velocity(self) -> None:
         actions, condition, weight = draw(1)
