@@ -81,8 +81,8 @@ td,th{{padding:.3rem .5rem;border-bottom:1px solid var(--rule);text-align:left}}
 </style>
 <h1>Quality against network calls</h1>
 <p>PushT, {episodes} starts each, the same for all. Coverage is the mean over episodes of the best coverage of the goal.
-The plots show what is missing of it, 1 - coverage, on a logarithmic axis: lower is better. Time is that of one chunk at batch 1 on
-one thread.</p>
+The plots show what is missing of it, 1 - coverage, on a logarithmic axis: lower is better. Time is that of one chunk at batch 1
+on one thread.</p>
 <p class="legend">{legend}</p>
 <div class="plots"><div><h2>Missed over calls</h2>{calls}</div>
 <div><h2>Missed over time, with the Pareto front</h2>{time}</div></div>
