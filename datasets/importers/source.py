@@ -17,6 +17,10 @@ from kineflow.datasets.manifest import CameraRecord
 # name of the format -> module:function that opens it, called as open(path, options) -> Source
 FORMATS: dict[str, str] = {
     "diffusion-policy-zarr": "kineflow.datasets.importers.diffusion_policy_zarr:open_replay_buffer",
+    "comma2k19": "kineflow.datasets.importers.comma2k19:open_comma2k19",
+    "donkeycar-tub": "kineflow.datasets.importers.donkeycar:open_tub",
+    "kitti-odometry": "kineflow.datasets.importers.kitti_odometry:open_kitti_poses",
+    "rlds": "kineflow.datasets.importers.rlds:open_rlds",
 }
 
 
