@@ -1,4 +1,4 @@
-"""`kineflow bench compose`: one composed chunk beside the bare network time of its parents."""
+"""`kineflow bench compose`: one composed chunk beside the bare network time of its parents; batched heads beside single ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kineflow.contracts import FeatureStatistics, Observation, PolicyContract, S
 from kineflow.policies.bench.head import bench_network
 from kineflow.policies.bench.rows import Row, alternate
 from kineflow.policies.checkpoint import ChunkPolicy
-from kineflow.policies.compose.composition import Composition
+from kineflow.policies.compose.composition import Batched, Composition
 from kineflow.policies.compose.policy import ComposedPolicy, compose
 from kineflow.policies.golden import golden_pair
 from kineflow.policies.heads.dit import DiT
@@ -32,6 +32,7 @@ PAIRS: dict[str, tuple[HeadConfig, ...]] = {
     "dit_20m+unet_20m": (DiT(width=512, depth=4, attention_heads=8), UNet(channels=(168, 336, 504))),
 }
 QUICK = ("mlp+mlp", "dit_5m+unet_5m")
+BATCHED = ("mlp+mlp", "dit_5m+dit_5m+dit_5m")  # heads of one architecture
 
 
 def bench_compose(*, quick: bool) -> Iterator[Row]:
@@ -43,19 +44,18 @@ def bench_compose(*, quick: bool) -> Iterator[Row]:
         for name in QUICK if quick else PAIRS:
             for batch in (1,) if quick else (1, 32):
                 yield _row(name, batch, REPETITIONS[quick])
+        for name in BATCHED[:1] if quick else BATCHED:
+            yield _batched_row(name, REPETITIONS[quick])
     finally:
         torch.set_num_threads(before)
 
 
 def _row(name: str, batch: int, n: int) -> Row:
     policy = composed(PAIRS[name])
-    horizon = policy.contract.horizons.observation
-    state = np.random.default_rng(0).uniform(0, 500, (batch, horizon, 5)).astype(np.float32)
-    observation = Observation(state, np.zeros((batch, horizon)))
-    request = SamplingRequest(np.arange(batch, dtype=np.int64))
+    observation, request = _question(policy, batch)
     networks = [parent.network for parent in policy.parents]
     x = torch.randn(batch, networks[0].config.horizons.prediction, networks[0].action_dim)
-    t, seen = torch.full((batch,), 0.5), Observed(torch.from_numpy(state), {})
+    t, seen = torch.full((batch,), 0.5), Observed(torch.from_numpy(observation.state), {})
 
     @torch.no_grad()
     def plain() -> None:
@@ -81,7 +81,35 @@ def _row(name: str, batch: int, n: int) -> Row:
     )
 
 
-def composed(heads: tuple[HeadConfig, ...]) -> ComposedPolicy:
+def _batched_row(name: str, n: int) -> Row:
+    """No goal: it says what `batched: always` costs or saves on this machine's CPU."""
+    apart, together = composed(PAIRS[name], "never"), composed(PAIRS[name], "always")
+    observation, request = _question(apart, 1)
+    mine, theirs, ratio = alternate(
+        lambda: together.predict(observation, request), lambda: apart.predict(observation, request), n
+    )
+    return Row(
+        f"compose.batched.{name}.batch_1",
+        mine * 1e3,
+        "ms",
+        "lower",
+        theirs * 1e3,
+        f"torch {torch.__version__}, float32, eager, 1 thread, CPU: the same composition with batched: never",
+        ratio,
+        None,
+        None,
+        n,
+        f"{len(PAIRS[name])} heads in one call, {STEPS} DDIM steps; auto does this on accelerators only",
+    )
+
+
+def _question(policy: ComposedPolicy, batch: int) -> tuple[Observation, SamplingRequest]:
+    horizon = policy.contract.horizons.observation
+    state = np.random.default_rng(0).uniform(0, 500, (batch, horizon, 5)).astype(np.float32)
+    return Observation(state, np.zeros((batch, horizon))), SamplingRequest(np.arange(batch, dtype=np.int64))
+
+
+def composed(heads: tuple[HeadConfig, ...], batched: Batched = "auto") -> ComposedPolicy:
     """Untrained parents: flow on absolute actions, diffusion on actions relative to the agent, in turn."""
     parents = []
     for index, head in enumerate(heads):
@@ -94,7 +122,7 @@ def composed(heads: tuple[HeadConfig, ...]) -> ComposedPolicy:
         parents.append(ChunkPolicy(network, contract))
     names = tuple(f"parent{i}" for i in range(len(heads)))
     weights = (1 - 0.3 * (len(heads) - 1), *[0.3] * (len(heads) - 1))
-    return compose(parents, names, Composition(names, weights, steps=STEPS))
+    return compose(parents, names, Composition(names, weights, steps=STEPS, batched=batched))
 
 
 def _statistics(mean: Float[np.ndarray, "D"]) -> FeatureStatistics:

@@ -88,14 +88,14 @@ class PreparedHead:
         return (x * level.from_x).add(raw.to(x.dtype), alpha=level.from_raw)
 
 
-def prepared(one: Field, levels: Remembered[HeadLevel]) -> Field:
-    """`one` with its head remembering levels, through whatever guidance is around it."""
+def at_head(one: Field, change: Callable[[HeadField], Field]) -> Field:
+    """`one` with its HeadField changed, through whatever guidance is around it."""
     if isinstance(one, HeadField):
-        return PreparedHead(one, levels)
+        return change(one)
     inner: Any = getattr(one, "field", None)
     if inner is None or not dataclasses.is_dataclass(one):
         return one
-    changed: Field = dataclasses.replace(one, field=prepared(inner, levels))
+    changed: Field = dataclasses.replace(one, field=at_head(inner, change))
     return changed
 
 

@@ -9,9 +9,9 @@ growing k move towards the product.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -19,10 +19,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kineflow.contracts import KineflowError
+from kineflow.policies.compose.batch import Ask, one_by_one
 from kineflow.policies.compose.units import InUnits
 from kineflow.policies.compose.weights import Weights
 from kineflow.policies.field import Chunk, Field, Level, Tokens
 from kineflow.policies.samplers import Noise
+
+Together = Callable[[Sequence[Ask]], list[Chunk]]  # how several fields are asked: one by one, or their heads in one call
 
 
 @runtime_checkable
@@ -66,13 +69,14 @@ class Convex:
     fields: Sequence[Field]
     weights: Weights
     cover: Float[Tensor, "P H"] | None = None  # 1: acts on this step
+    together: Together = one_by_one
 
     def __post_init__(self) -> None:
         if self.weights.size != len(self.fields):
             raise KineflowError(f"{self.weights.size} weights for {len(self.fields)} policies; give one weight for each")
 
     def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
-        return self.mix([self.fields[i](x, lam, condition) for i in self.counting], lam)
+        return self.mix(self.together([partial(self.fields[i], x, lam, condition) for i in self.counting]), lam)
 
     def mix(self, answers: Sequence[Chunk], lam: Level) -> Chunk:
         """Answers of the counting policies, weighed."""
@@ -117,7 +121,8 @@ class Apart:
 
     def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
         chunks = x.chunk(len(self.convex.fields), dim=1)
-        mixed = self.convex.mix([self.convex.fields[i](chunks[i], lam, condition) for i in self.convex.counting], lam)
+        asks = [partial(self.convex.fields[i], chunks[i], lam, condition) for i in self.convex.counting]
+        mixed = self.convex.mix(self.convex.together(asks), lam)
         return mixed.repeat(1, len(chunks), 1)
 
 
@@ -166,10 +171,11 @@ class EqualDensity:
 
     fields: Sequence[Field]
     fresh: Noise
+    together: Together = one_by_one
     _differences: Tensor | None = field(default=None, repr=False)  # of the last answers, [B, P - 1, H A]
 
     def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
-        answers = torch.stack([one(x, lam, condition) for one in self.fields], dim=1).flatten(2)
+        answers = torch.stack(self.together([partial(one, x, lam, condition) for one in self.fields]), dim=1).flatten(2)
         self._differences = answers[:, 1:] - answers[:, :1]
         middle = self._combine(self._differences.square().sum(dim=-1) / 2)
         return (answers[:, 0] + middle).view_as(x)

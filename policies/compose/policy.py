@@ -27,15 +27,16 @@ from kineflow.contracts import (
     SamplingRequest,
 )
 from kineflow.policies.checkpoint import ChunkPolicy
+from kineflow.policies.compose.batch import Batch, HeadStack, Slot, one_by_one, stacks_of
 from kineflow.policies.compose.composition import Composition
 from kineflow.policies.compose.contract import clocks, union_contract, union_interface, views
 from kineflow.policies.compose.grid import Levels, check_grid, common_grid
-from kineflow.policies.compose.memo import HeadLevel, Remembered, head_level, head_of, prepared
-from kineflow.policies.compose.operators import Apart, Conditioned, Convex, Either, EqualDensity, OnSteps
+from kineflow.policies.compose.memo import HeadLevel, PreparedHead, Remembered, at_head, head_level, head_of
+from kineflow.policies.compose.operators import Apart, Conditioned, Convex, Either, EqualDensity, OnSteps, Together
 from kineflow.policies.compose.timeline import Timeline, View
 from kineflow.policies.compose.units import InUnits, Reference, SeenLevel
 from kineflow.policies.compose.weights import Weights
-from kineflow.policies.field import Field
+from kineflow.policies.field import Field, Head
 from kineflow.policies.golden import recorded
 from kineflow.policies.normaliser import ActionUnits
 from kineflow.policies.objectives import Diffusion, FlowMap, FlowMatching
@@ -65,16 +66,16 @@ class ComposedPolicy:
         self._check(observation, request)
         plan, asked = self.plan, self._questions(observation, request)
         units = plan.reference.units([one.units for one in asked])
-        fields = plan.fields(asked, units)
+        fields, together = plan.fields(asked, units)
         steps = request.steps or self.composition.steps
         lambdas = plan.grid(steps, self.composition.grid)
         noise = RowNoise(request.seeds, plan.noise_shape(self.composition), device=asked[0].device)
         x = noise.draw()
         if self.composition.operator == "and":
-            both = EqualDensity(fields, noise)
+            both = EqualDensity(fields, noise, together)
             chunk = solver_of("ddpm")(both, x, lambdas, None, both)
         else:
-            mixed = plan.mixed(fields, self.composition)
+            mixed = plan.mixed(fields, together, self.composition)
             if request.prefix:
                 shape = (len(request.seeds), plan.timeline.size, x.shape[-1])
                 mixed = continue_prefix(_padded(request.prefix, shape[1]), shape, units, steps)(mixed)
@@ -90,7 +91,7 @@ class ComposedPolicy:
             raise KineflowError("this composition has no field of its own: its weights follow the solver's noise; use convex")
         plan, asked = self.plan, self._questions(observation, request)
         units = plan.reference.units([one.units for one in asked])
-        mixed = plan.mixed(plan.fields(asked, units), self.composition)
+        mixed = plan.mixed(*plan.fields(asked, units), self.composition)
         return Question(mixed, None, units, sum(one.calls for one in asked), asked[0].device)
 
     def resampled(
@@ -150,6 +151,7 @@ class Plan:
     weights: Weights
     heads: tuple[Remembered[HeadLevel] | None, ...]  # None: a single parent is left exactly as it is
     seen: tuple[Remembered[SeenLevel], ...]
+    stacks: tuple[HeadStack, ...]
     grids: dict[tuple[int, TimeGrid], Float[Tensor, "N1"]] = field(default_factory=dict)  # filled as they are asked for
 
     @classmethod
@@ -184,23 +186,28 @@ class Plan:
             composition.table.of(active),
             tuple(_remembered_head(parents[i]) if len(active) > 1 else None for i in active),
             tuple(Remembered(partial_of(SeenLevel.of, ratio=q)) for q in reference.ratios),
+            stacks_of([parents[i] for i in active], [names[i] for i in active], composition.batched),
         )
 
-    def fields(self, asked: Sequence[Question], units: ActionUnits) -> list[Field]:
-        """Each active parent's field, asked in common units on the common chunk."""
+    def fields(self, asked: Sequence[Question], units: ActionUnits) -> tuple[list[Field], Together]:
+        """Each active parent's field, asked in common units on the common chunk, and how to ask them all."""
         fields: list[Field] = []
+        slots: list[Slot] = []
         for index, (one, steps) in enumerate(zip(asked, self.steps)):
-            levels = self.heads[index]
-            alone: Field = Conditioned(prepared(one.field, levels) if levels else one.field, one.condition)
+            own, levels = one.field, self.heads[index]
+            if self.stacks:
+                own = at_head(own, lambda at: replace(at, head=_noted(slots, at.head)))
+            own = at_head(own, partial_of(PreparedHead, levels=levels)) if levels else own
+            alone: Field = Conditioned(own, one.condition)
             change = self.reference.change(index, units, one.units, steps)
             alone = alone if change is None else InUnits(alone, change, self.seen[index])
             fields.append(OnSteps(alone, steps) if len(steps) < self.timeline.size else alone)
-        return fields
+        return fields, Batch(self.stacks, slots) if self.stacks else one_by_one
 
-    def mixed(self, fields: Sequence[Field], composition: Composition) -> Field:
+    def mixed(self, fields: Sequence[Field], together: Together, composition: Composition) -> Field:
         if composition.operator == "or":
             return Either(fields, self.weights, [level.name for level in self.levels])
-        convex = Convex(fields, self.weights, self.cover)
+        convex = Convex(fields, self.weights, self.cover, together)
         return Apart(convex) if composition.noise == "independent" else convex
 
     def grid(self, steps: int, grid: TimeGrid) -> Float[Tensor, "N1"]:
@@ -244,6 +251,11 @@ def path_of(parent: ChunkPolicy, name: str) -> NoisePath:
             "compose flow-matching and diffusion policies"
         )
     return objective.path
+
+
+def _noted(slots: list[Slot], head: Head) -> Slot:
+    slots.append(Slot(head))
+    return slots[-1]
 
 
 def _padded(prefix: CommittedPrefix, size: int) -> CommittedPrefix:
