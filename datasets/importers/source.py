@@ -20,6 +20,7 @@ FORMATS: dict[str, str] = {
     "comma2k19": "kineflow.datasets.importers.comma2k19:open_comma2k19",
     "donkeycar-tub": "kineflow.datasets.importers.donkeycar:open_tub",
     "kitti-odometry": "kineflow.datasets.importers.kitti_odometry:open_kitti_poses",
+    "lerobot": "kineflow.datasets.importers.lerobot:open_lerobot",
     "rlds": "kineflow.datasets.importers.rlds:open_rlds",
 }
 
