@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kineflow.contracts import FeatureStatistics, Interface, to_json
+from kineflow.datasets.codecs import FrameCodec
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.manifest import NAME, Manifest, SegmentEntry, StoreError, read_manifest
 from kineflow.datasets.segment import ACTION, Segment, episode_digest, schema_hash, vector_streams
@@ -178,7 +179,7 @@ def _stream_table(report: StoreReport) -> Table:
         table.add_row(name, shown.replace("[", "\\["), f"{stream.rate_hz:g}", f"{stream.measured_hz:g}", str(stream.samples))
     for name, camera in report.cameras.items():
         loss = "lossy" if camera.lossy else "lossless"
-        shown = f"{camera.width} x {camera.height} RGB, {camera.codec} ({loss}), {camera.bytes / 1e6:.1f} MB"
+        shown = f"{camera.width} x {camera.height}, {camera.codec}, {loss}, {camera.bytes / 1e6:.1f} MB"
         table.add_row(name, shown, f"{camera.rate_hz:g}", f"{camera.measured_hz:g}", str(camera.frames))
     return table
 
@@ -200,11 +201,24 @@ def _streams(store: EpisodeStore, segments: list[Segment]) -> dict[str, StreamRe
 def _cameras(store: EpisodeStore, segments: list[Segment]) -> dict[str, CameraReport]:
     result = {}
     for name, spec in store.interface.cameras.items():
-        record, frames = store.manifest.cameras[name], int(store.stream_lengths(name).sum())
+        frames, codecs = int(store.stream_lengths(name).sum()), [s.frame_array(name).codec for s in segments]
         size = sum(f.bytes for s in segments for f in s.entry.files if f.path.startswith(f"cameras/{name}/"))
         rate = _measured_hz(segments, name)
-        result[name] = CameraReport(spec.height, spec.width, spec.rate_hz, rate, frames, record.codec, record.lossy, size)
+        codec = _codec_names(codecs) or store.manifest.cameras[name].codec
+        lossy = any(codec.lossy for codec in codecs)
+        result[name] = CameraReport(spec.height, spec.width, spec.rate_hz, rate, frames, codec, lossy, size)
     return result
+
+
+def _codec_names(codecs: Sequence[FrameCodec]) -> str:
+    """Each different codec once; of the probes the range."""
+    found = []
+    for name in sorted({codec.name_and_quality for codec in codecs}):
+        probes = [c.probe_ratio for c in codecs if c.name_and_quality == name and c.probe_ratio is not None]
+        low, high = min(probes, default=0), max(probes, default=0)
+        ratio = f"{low:g}x" if low == high else f"{low:g}x to {high:g}x"
+        found.append(f"{name} (lz4hc probe {ratio})" if probes else name)
+    return ", ".join(found)
 
 
 def _measured_hz(segments: list[Segment], stream: str) -> float:
@@ -276,8 +290,11 @@ def _episode(segment: Segment, manifest: Manifest, row: int) -> Iterator[str]:
     if segment.column("length")[row] < 1:
         yield "it has no steps"
         return
-    episode = segment.episode(interface, row, manifest.tasks)
-    if episode_digest(episode) != segment.column("digest")[row].tobytes():
+    episode = segment.episode(interface, row, manifest)
+    jpeg = [name for name in interface.cameras if segment.frame_array(name).codec.name == "jpeg"]
+    extents = {name: [int(column[row]) for column in segment.extent(name)] for name in jpeg}
+    payloads = {name: segment.payloads(name, first, first + length) for name, (first, length) in extents.items()}
+    if episode_digest(episode, payloads) != segment.column("digest")[row].tobytes():
         yield "its contents do not match the digest taken when it was written"
     for name, stream in episode.streams.items():
         late = np.flatnonzero(np.diff(stream.stamp_ns) <= 0)

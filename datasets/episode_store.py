@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from kineflow.contracts import Episode, FeatureStatistics, Interface
+from kineflow.datasets.codecs import FrameCodec, check_policy, choose
 from kineflow.datasets.committing import committing
 from kineflow.datasets.episode_check import check_interface, checked
 from kineflow.datasets.manifest import (
@@ -39,7 +40,7 @@ from kineflow.datasets.manifest import (
     sync,
     write_manifest,
 )
-from kineflow.datasets.segment import EncodedEpisode, Segment, encode_episode, entry, pack, schema_hash, task_id, vector_streams
+from kineflow.datasets.segment import EncodedEpisode, Segment, encode_episode, entry, pack, schema_hash, text_id, vector_streams
 from kineflow.datasets.statistics import Moments, extend, feature_statistics, join
 from kineflow.datasets.store_error import room_for
 
@@ -77,6 +78,8 @@ class EpisodeStore:
         for folder in ("segments", "staging"):
             (path / folder).mkdir(parents=True)
         records = {name: CameraRecord() for name in interface.cameras} | dict(cameras or {})
+        for name, record in records.items():
+            check_policy(record.codec, name)
         write_manifest(path, Manifest(interface, records, clock, provenance, licence))
         return cls.open(path)
 
@@ -113,7 +116,7 @@ class EpisodeStore:
     def episode(self, index: int) -> Episode:
         """Read episode `index` (0 .. num_episodes - 1), every byte checked against its checksum."""
         segment, row = self._locate(index)
-        return segment.episode(self.interface, row, self._manifest.tasks)
+        return segment.episode(self.interface, row, self._manifest)
 
     def low_dim(self, name: str) -> Float32[np.ndarray, "N D"]:
         """A whole low-dimensional stream in RAM, episode after episode, checked against its checksums.
@@ -130,6 +133,22 @@ class EpisodeStore:
     def stream_lengths(self, name: str) -> Int64[np.ndarray, "E"]:
         """Samples of stream or camera `name` in each episode; equals `lengths` where it shares the action's clock."""
         return self._per_episode([s.extent(name)[1] for s in self._segments])
+
+    def stamps(self, name: str) -> Int64[np.ndarray, "N"]:
+        """Sensor times of stream or camera `name`, int64 ns, episode after episode."""
+        return np.concatenate([np.zeros(0, np.int64), *(segment.stamps(name) for segment in self._segments)])
+
+    def split(self, name: str) -> Int64[np.ndarray, "K"]:
+        """Indices of the episodes recorded or imported as split `name` ("" : those without one), sorted.
+
+        Raises:
+            StoreError: no episode is in such a split; the message lists those there are.
+        """
+        splits = self._manifest.splits
+        found = np.flatnonzero(self._per_episode([s.column("split") for s in self._segments]) == splits.get(name, -1))
+        if (name and name not in splits) or len(found) == 0:
+            raise StoreError(f"{self.path}: no episode in split '{name}'; it has {sorted(splits) or 'none'}; choose one of them")
+        return found
 
     def has_own_clock(self, name: str) -> bool:
         """True when samples of `name` were not taken together with the actions, so that row i is not step i."""
@@ -175,10 +194,13 @@ class EpisodeStore:
                     self.reload()
 
     def _extended(self, added: SegmentEntry, episodes: Sequence[EncodedEpisode]) -> Manifest:
-        old, texts = self._manifest, {e.episode.instruction for e in episodes} - {""}
-        tasks = {str(task_id(text)): TaskRecord(text) for text in texts}
+        old = self._manifest
+        tasks = {str(text_id(e.episode.instruction)): _task(e.episode) for e in reversed(episodes) if e.episode.instruction}
+        splits = {e.episode.split: text_id(e.episode.split) for e in episodes if e.episode.split}
         stats = {n: extend(old.stats.get(n), [e.moments[n] for e in episodes]) for n in vector_streams(self.interface)}
-        return replace(old, segments=(*old.segments, added), tasks={**tasks, **old.tasks}, stats=stats)
+        return replace(
+            old, segments=(*old.segments, added), tasks={**tasks, **old.tasks}, splits={**old.splits, **splits}, stats=stats
+        )
 
     def _show(self, manifest: Manifest) -> None:
         known = {s.entry.id: s for s in self._segments}
@@ -232,7 +254,10 @@ class EpisodeWriter:
         """
         number = self._store.num_episodes + len(self._pending)
         episode = checked(self._store.interface, episode, number)
-        self._pending.append(encode_episode(self._store.interface, episode))
+        codecs = self._codecs(episode)
+        if self._pending and not all(codec.same_bytes(self._pending[0].codecs[name]) for name, codec in codecs.items()):
+            self.commit()  # a segment has one codec for each camera
+        self._pending.append(encode_episode(self._store.interface, episode, codecs))
         if len(self._pending) >= self._episodes_per_commit:
             self.commit()
 
@@ -241,6 +266,19 @@ class EpisodeWriter:
         if self._pending:
             self._store.commit(self._pending, self._segment_id)
             self._pending = []
+
+    def _codecs(self, episode: Episode) -> dict[str, FrameCodec]:
+        """For each camera: as the episodes before it in its segment, where that is possible; else probed."""
+        codecs, records = dict(self._pending[0].codecs) if self._pending else {}, self._store.manifest.cameras
+        for name in self._store.interface.cameras:
+            source = episode.jpeg.get(name)
+            if name not in codecs or (source is not None) != (codecs[name].quality == "source"):
+                codecs[name] = choose(records[name].codec, episode.streams[name].values, source)
+        return codecs
+
+
+def _task(episode: Episode) -> TaskRecord:
+    return TaskRecord(episode.instruction, episode.language)
 
 
 def _write_segment(store: Path, interface: Interface, episodes: Sequence[EncodedEpisode], segment_id: str) -> SegmentEntry:

@@ -8,11 +8,12 @@ still the one it started from (compare-and-swap; on S3 the same step is a condit
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from kineflow.datasets.store_error import StoreError as StoreError, room_for
 from kineflow.datasets.zarr_v3 import crc32c
 
 FORMAT = "episode-store"
-VERSION = 1
+VERSION = 2  # 1: no depth, spans, goals, splits, languages, statistics by split; read as version 2 that has none
 NAME = "manifest.json"
 
 
@@ -67,14 +68,14 @@ class Calibration:
 class CameraRecord:
     """How the frames of one camera are stored; size and rate are in the schema."""
 
-    codec: str = "blosc-lz4hc"
+    codec: str = "auto"  # the policy: "auto", "lossless" ("blosc-lz4hc" in version 1), "jpeg:<quality>" (datasets/codecs.py)
     lossy: bool = False
     calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """Instruction text and its BCP 47 language ("und": not known); the key is `task_id`, a hash of the text."""
+    """Instruction text and the BCP 47 language its first episode gave ("und": not known); the key is `text_id` of the text."""
 
     text: str
     language: str = "und"
@@ -82,7 +83,11 @@ class TaskRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything but the data. `splits` names the codes of the per-episode column `split` (-1: none given)."""
+    """Everything but the data. `splits` names the codes of the per-episode column `split` (-1: none given), as `tasks` does.
+
+    `stats` and `split_stats` (by name of the split) are kept while writing, and are those of the segments whose hash
+    (`segments_hash`) is `stats_of`: with any other they are not used.
+    """
 
     schema: Interface
     cameras: Mapping[str, CameraRecord]
@@ -93,6 +98,8 @@ class Manifest:
     tasks: Mapping[str, TaskRecord] = field(default_factory=dict)
     stats: Mapping[str, Totals] = field(default_factory=dict)
     splits: Mapping[str, int] = field(default_factory=dict)
+    split_stats: Mapping[str, Mapping[str, Totals]] = field(default_factory=dict)
+    stats_of: str = ""
     generation: int = 0
     format: str = FORMAT
     version: int = VERSION
@@ -136,6 +143,12 @@ def check_version(version: Any, file: Path) -> None:
         )
 
 
+def segments_hash(segments: Iterable[SegmentEntry]) -> str:
+    """SHA-256 over the sorted ids and file checksums: changes when a segment is added, removed or rewritten."""
+    lines = sorted(json.dumps([e.id, sorted([f.path, f.bytes, f.crc32c] for f in e.files)]) for e in segments)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def replace_manifest(store: Path, new: Manifest, expected_generation: int) -> Manifest:
     """Swap in `new` as generation `expected_generation + 1`, durably; returns it.
 
@@ -146,7 +159,7 @@ def replace_manifest(store: Path, new: Manifest, expected_generation: int) -> Ma
         on_disk = read_manifest(store).generation
         if on_disk != expected_generation:
             raise StaleGeneration(f"{store / NAME} is at generation {on_disk}, not {expected_generation}: read it again")
-        new = replace(new, generation=expected_generation + 1)
+        new = replace(new, generation=expected_generation + 1, version=VERSION)
         write_manifest(store, new)
         return new
 

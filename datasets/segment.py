@@ -4,13 +4,15 @@
     steps/timestamp                int64 ns [n], the clock of the action stream
     steps/<stream>                 float32 [n, D]
     steps/<stream>_timestamp       only for streams with a clock of their own, which may then have other lengths too
-    cameras/<camera>               uint8 [n, H, W, 3]
+    cameras/<camera>               uint8 [n, H, W, 3], or depth uint16 [n, H, W]
     episodes/<column>              start, length, t0_ns, digest [E, 32], <stream>_moments [E, 4, D],
                                    <stream>_start and <stream>_length where the stream has a clock of its own
-    episodes/<optional column>     task_id, success, split, seed, source_id, operator_id, clock_id: -1 is "not known", and a
-                                   column in which nothing is known is absent (each file costs an fsync while recording)
+    episodes/<optional column>     see OPTIONAL_COLUMNS: -1 is "not known", and a column in which nothing is known is absent
+                                   (each file costs an fsync while recording)
+    spans, goals/                  only where there are any (datasets/annotations.py)
 
-`source_id`, `operator_id` and `clock_id` index the attribute `labels` of `episodes/`.
+`source_id`, `operator_id`, `clock_id` and `language_id` index the attribute `labels` of `episodes/`; `task_id` and `split`
+are hashes of the text (`text_id`), which the manifest spells out.
 """
 
 from __future__ import annotations
@@ -21,30 +23,37 @@ import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int64
 
 from kineflow import __version__
 from kineflow.contracts import Episode, Interface, Stream, to_plain
-from kineflow.datasets.manifest import FORMAT, VERSION, FileEntry, SegmentEntry, StoreError, TaskRecord
+from kineflow.datasets.annotations import NO_LANGUAGE, annotation_labels, decode_goals, decode_spans, encode_annotations, label_of
+from kineflow.datasets.codecs import FrameCodec, encode_frames, keep_jpegs
+from kineflow.datasets.manifest import FORMAT, VERSION, FileEntry, Manifest, SegmentEntry, StoreError
 from kineflow.datasets.statistics import Moments, measure
 from kineflow.datasets.zarr_v3 import (
     CorruptData,
     Files,
+    FrameArray,
     crc32c,
     decode_frames,
     decode_vectors,
-    encode_frame,
     encode_shards,
     encode_vectors,
     group,
+    read_frame_array,
+    read_payloads,
 )
 
+T = TypeVar("T")
 ACTION = "action"
-OPTIONAL_COLUMNS = ("task_id", "success", "split", "seed", "source_id", "operator_id", "clock_id")
+OPTIONAL_COLUMNS = ("task_id", "success", "split", "seed", "source_id", "operator_id", "clock_id", "language_id")
 _ENCODING_THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -55,12 +64,16 @@ def vector_streams(interface: Interface) -> dict[str, int]:
 
 def schema_hash(interface: Interface) -> str:
     """Independent of the order in which features and cameras are named."""
-    return hashlib.sha256(json.dumps(to_plain(interface), sort_keys=True).encode()).hexdigest()
+    plain = to_plain(interface)
+    for camera in plain["cameras"].values():
+        if camera["kind"] == "rgb":  # what every camera was in version 1, whose hashes stay valid
+            del camera["kind"]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def task_id(instruction: str) -> int:
-    """63-bit hash of the text, so that concurrent writers give one instruction one id; -1 for no instruction."""
-    return int.from_bytes(hashlib.sha256(instruction.encode()).digest()[:8], "big") >> 1 if instruction else -1
+def text_id(text: str) -> int:
+    """63-bit hash of an instruction or split, so that concurrent writers give one text one id; -1 for no text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1 if text else -1
 
 
 @dataclass(frozen=True)
@@ -69,42 +82,62 @@ class EncodedEpisode:
 
     episode: Episode  # without frames: the camera streams have empty values
     frames: Mapping[str, Sequence[bytes]]
+    codecs: Mapping[str, FrameCodec]  # of each camera
     moments: Mapping[str, Moments]
     digest: bytes
 
 
-def encode_episode(interface: Interface, episode: Episode) -> EncodedEpisode:
-    """Compress and measure an episode that has passed `episode_check.checked`."""
+def encode_episode(interface: Interface, episode: Episode, codecs: Mapping[str, FrameCodec]) -> EncodedEpisode:
+    """Compress and measure an episode that has passed `episode_check.checked`; `codecs`: see `codecs.choose`."""
     streams, frames = dict(episode.streams), {}
-    for name in interface.cameras:
+    for name, camera in interface.cameras.items():
         stream = episode.streams[name]
-        with ThreadPoolExecutor(_ENCODING_THREADS) as pool:  # blosc releases the GIL
-            parts = [stream.values[first : first + 16] for first in range(0, len(stream.values), 16)]
-            frames[name] = [payload for part in pool.map(_encode_frames, parts) for payload in part]
-        streams[name] = Stream(np.empty((0, *stream.values.shape[1:]), np.uint8), stream.stamp_ns)
+        if codecs[name].name == "jpeg" and name in episode.jpeg:
+            what = f"camera '{name}'" + (f" of {episode.source}" if episode.source else "")
+            frames[name] = keep_jpegs(episode.jpeg[name], camera.height, camera.width, what)
+        else:
+            with ThreadPoolExecutor(_ENCODING_THREADS) as pool:  # blosc and simplejpeg release the GIL
+                parts = [stream.values[first : first + 16] for first in range(0, len(stream.values), 16)]
+                frames[name] = [payload for part in pool.map(encode_frames, parts, repeat(codecs[name])) for payload in part]
+        streams[name] = Stream(np.empty((0, *stream.values.shape[1:]), stream.values.dtype), stream.stamp_ns)
     moments = {name: measure(episode.streams[name].values) for name in vector_streams(interface)}
-    stripped = Episode(streams, episode.instruction, episode.success, episode.source, episode.clock)
-    return EncodedEpisode(stripped, frames, moments, episode_digest(episode))
+    payloads = {name: frames[name] for name, codec in codecs.items() if codec.name == "jpeg"}
+    stripped = replace(episode, streams=streams, jpeg={})
+    return EncodedEpisode(stripped, frames, dict(codecs), moments, episode_digest(episode, payloads))
 
 
-def _encode_frames(frames: np.ndarray) -> list[bytes]:
-    return [encode_frame(frame) for frame in frames]
+def episode_digest(episode: Episode, payloads: Mapping[str, Sequence[bytes]] | None = None) -> bytes:
+    """SHA-256 over names, clocks and values: the same for equal contents whatever codec or segment holds them.
 
-
-def episode_digest(episode: Episode) -> bytes:
-    """SHA-256 over names, clocks and values: the same for equal contents whatever codec or segment holds them."""
+    `payloads` has the encoded frames (with crc32c) of each JPEG camera, which stand for its values: those depend on the decoder.
+    What version 1 could not hold is hashed only where it is there, so that the digests of version 1 stay valid.
+    """
+    payloads = payloads or {}
     digest = hashlib.sha256(repr((episode.instruction, episode.success, episode.source, episode.clock)).encode())
     for name in sorted(episode.streams):
         stream = episode.streams[name]
-        digest.update(repr((name, stream.values.dtype.name, stream.values.shape)).encode())
+        if name in payloads:
+            digest.update(repr((name, "encoded", [len(payload) for payload in payloads[name]])).encode())
+        else:
+            digest.update(repr((name, stream.values.dtype.name, stream.values.shape)).encode())
         digest.update(np.ascontiguousarray(stream.stamp_ns).data)
-        digest.update(np.ascontiguousarray(stream.values).data)
+        for part in payloads.get(name, [np.ascontiguousarray(stream.values).data]):
+            digest.update(part)
+    spans = [(span.text, span.start_ns, span.stop_ns, span.language) for span in episode.spans]
+    more = repr((episode.language, spans, episode.split, episode.seed, episode.operator))
+    if more != repr((NO_LANGUAGE, [], "", None, "")):
+        digest.update(more.encode())
+    for name, goal in sorted(episode.goals.items()):
+        digest.update(repr((name, goal.kind, goal.frame, goal.value.dtype.name, goal.value.shape)).encode())
+        digest.update(np.ascontiguousarray(goal.value).data)
     return digest.digest()
 
 
 def pack(interface: Interface, episodes: Sequence[EncodedEpisode]) -> Files:
     """All files of the segment that holds `episodes`, by path below the segment."""
-    columns, labels = _columns(episodes)
+    labels = _labels(episodes)
+    place = {label: number for number, label in enumerate(labels)} | {"": -1}
+    columns = _columns(episodes, place)
     files: Files = {"steps/zarr.json": group({}), "cameras/zarr.json": group({}), "episodes/zarr.json": group({"labels": labels})}
     files |= encode_vectors("steps/timestamp", _stamps(episodes, ACTION))
     for name in vector_streams(interface):
@@ -112,12 +145,13 @@ def pack(interface: Interface, episodes: Sequence[EncodedEpisode]) -> Files:
         columns[f"{name}_moments"] = np.concatenate([e.moments[name].rows for e in episodes])
     for name, camera in interface.cameras.items():
         payloads = [payload for e in episodes for payload in e.frames[name]]
-        files |= encode_shards(f"cameras/{name}", payloads, camera.height, camera.width)
+        files |= encode_shards(f"cameras/{name}", payloads, camera.frame_shape, episodes[0].codecs[name])
     for name in _own_clocks(episodes):
         files |= encode_vectors(f"steps/{name}_timestamp", _stamps(episodes, name))
         columns[f"{name}_start"], columns[f"{name}_length"] = _extent(episodes, name)
     for name, column in columns.items():
         files |= encode_vectors(f"episodes/{name}", column)
+    files |= encode_annotations([e.episode for e in episodes], place)
     writer = f"kineflow {__version__}"
     attributes = {"format": FORMAT, "version": VERSION, "schema_hash": schema_hash(interface), "writer": writer}
     files["zarr.json"] = group(attributes, files)
@@ -131,22 +165,29 @@ def entry(segment_id: str, episodes: Sequence[EncodedEpisode], files: Files) -> 
     return SegmentEntry(segment_id, steps, len(episodes), listed)
 
 
-def _columns(episodes: Sequence[EncodedEpisode]) -> tuple[dict[str, np.ndarray], list[str]]:
-    labels = sorted({label for e in episodes for label in (e.episode.source, e.episode.clock) if label})
-    place = {label: number for number, label in enumerate(labels)} | {"": -1}
-    start, length = _extent(episodes, ACTION)
-    success = [-1 if e.episode.success is None else int(e.episode.success) for e in episodes]
+def _labels(episodes: Sequence[EncodedEpisode]) -> list[str]:
+    own = ((e.episode.source, e.episode.clock, e.episode.operator, label_of(e.episode.language)) for e in episodes)
+    return sorted({label for labels in (*own, *(annotation_labels(e.episode) for e in episodes)) for label in labels if label})
+
+
+def _columns(encoded: Sequence[EncodedEpisode], place: Mapping[str, int]) -> dict[str, np.ndarray]:
+    start, length = _extent(encoded, ACTION)
+    episodes = [e.episode for e in encoded]
     columns = {
         "start": start,
         "length": length,
-        "t0_ns": np.array([e.episode.streams[ACTION].stamp_ns[0] for e in episodes], np.int64),
-        "task_id": np.array([task_id(e.episode.instruction) for e in episodes], np.int64),
-        "success": np.array(success, np.int8),
-        "source_id": np.array([place[e.episode.source] for e in episodes], np.int64),
-        "clock_id": np.array([place[e.episode.clock] for e in episodes], np.int64),
-        "digest": np.stack([np.frombuffer(e.digest, np.uint8) for e in episodes]),
+        "t0_ns": np.array([e.streams[ACTION].stamp_ns[0] for e in episodes], np.int64),
+        "task_id": np.array([text_id(e.instruction) for e in episodes], np.int64),
+        "success": np.array([-1 if e.success is None else int(e.success) for e in episodes], np.int8),
+        "split": np.array([text_id(e.split) for e in episodes], np.int64),
+        "seed": np.array([-1 if e.seed is None else e.seed for e in episodes], np.int64),
+        "source_id": np.array([place[e.source] for e in episodes], np.int64),
+        "operator_id": np.array([place[e.operator] for e in episodes], np.int64),
+        "clock_id": np.array([place[e.clock] for e in episodes], np.int64),
+        "language_id": np.array([place[label_of(e.language)] for e in episodes], np.int64),
+        "digest": np.stack([np.frombuffer(e.digest, np.uint8) for e in encoded]),
     }
-    return {name: column for name, column in columns.items() if name not in OPTIONAL_COLUMNS or (column != -1).any()}, labels
+    return {name: column for name, column in columns.items() if name not in OPTIONAL_COLUMNS or (column != -1).any()}
 
 
 def _own_clocks(episodes: Sequence[EncodedEpisode]) -> list[str]:
@@ -210,29 +251,51 @@ class Segment:
         name = f"{stream}_timestamp" if self.has_own_clock(stream) else "timestamp"
         return self._decode(lambda: decode_vectors(f"steps/{name}", self.read, start, stop))
 
+    def frame_array(self, camera: str) -> FrameArray:
+        """Shape and codec of a camera's frames."""
+        return self._decode(lambda: read_frame_array(f"cameras/{camera}", self.read))
+
+    def payloads(self, camera: str, start: int, stop: int) -> list[bytes]:
+        """Encoded frames `[start, stop)`, each checked by its own crc32c, which is still behind it."""
+        return self._decode(lambda: read_payloads(f"cameras/{camera}", self._read_shard, start, stop))
+
     def frames(self, camera: str, start: int, stop: int) -> np.ndarray:
-        """Frames `[start, stop)`, uint8 `[n, H, W, 3]`; each is checked by its own crc32c."""
+        """Frames `[start, stop)`, uint8 `[n, H, W, 3]` or uint16 `[n, H, W]`; each is checked by its own crc32c."""
         return self._decode(lambda: decode_frames(f"cameras/{camera}", self._read_shard, start, stop))
 
     def labels(self) -> list[str]:
-        return list(json.loads(self.read("episodes/zarr.json"))["attributes"]["labels"])
+        """The attribute `labels` of `episodes/`, and behind it the empty one, which -1 so picks."""
+        return [*json.loads(self.read("episodes/zarr.json"))["attributes"]["labels"], ""]
 
-    def episode(self, interface: Interface, row: int, tasks: Mapping[str, TaskRecord]) -> Episode:
-        """Episode `row` of this segment; `tasks` gives the text of its `task_id`."""
+    def episode(self, interface: Interface, row: int, manifest: Manifest) -> Episode:
+        """Episode `row` of this segment; `manifest` gives the texts of its task and split."""
         streams = {}
         for name in [*vector_streams(interface), *interface.cameras]:
             first, length = (int(column[row]) for column in self.extent(name))
             read = self.frames if name in interface.cameras else self.vectors
             streams[name] = Stream(read(name, first, first + length), self.stamps(name, first, first + length))
-        labels = [*self.labels(), ""]  # -1, "not known", picks the empty one
-        success, task = int(self.column("success")[row]), int(self.column("task_id")[row])
+        labels = self.labels()
+        known = {name: int(self.column(name)[row]) for name in OPTIONAL_COLUMNS}
         return Episode(
             streams=streams,
-            instruction=tasks[str(task)].text if task >= 0 else "",
-            success=bool(success) if success >= 0 else None,
-            source=labels[int(self.column("source_id")[row])],
-            clock=labels[int(self.column("clock_id")[row])],
+            instruction=manifest.tasks[str(known["task_id"])].text if known["task_id"] >= 0 else "",
+            success=bool(known["success"]) if known["success"] >= 0 else None,
+            source=labels[known["source_id"]],
+            clock=labels[known["clock_id"]],
+            language=labels[known["language_id"]] or NO_LANGUAGE,
+            spans=decode_spans(self._table("spans", 5), row, labels),
+            goals=self._decode(lambda: decode_goals(self._table("goals/table", 8), row, labels, self._read_shard)),
+            split=next((name for name, code in manifest.splits.items() if code == known["split"]), ""),
+            seed=known["seed"] if known["seed"] >= 0 else None,
+            operator=labels[known["operator_id"]],
         )
+
+    def _table(self, path: str, width: int) -> np.ndarray:
+        if f"{path}/zarr.json" not in self._listed:
+            return np.zeros((0, width), np.int64)
+        if path not in self._columns:
+            self._columns[path] = self._decode(lambda: decode_vectors(path, self.read))
+        return self._columns[path]
 
     def read(self, path: str) -> bytes:
         """Contents of one listed file, checked against size and crc32c of the manifest."""
@@ -262,7 +325,7 @@ class Segment:
         if size != file.bytes:
             raise self._damaged(file.path, f"the file has {size} bytes instead of {file.bytes}")
 
-    def _decode(self, decode: Callable[[], np.ndarray]) -> np.ndarray:
+    def _decode(self, decode: Callable[[], T]) -> T:
         try:
             return decode()
         except CorruptData as error:

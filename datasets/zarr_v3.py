@@ -5,32 +5,29 @@ built in memory can be hashed, synced and renamed as one unit, and a chunk that 
 values. The output is standard: tests open it with zarr-python. Two kinds of arrays (`docs: zarr-specs v3 core, sharding`):
 
     vectors   numbers [n, ...]       chunk of at most 4096 rows, zstd level 3 + crc32c, one file a chunk
-    frames    uint8 [n, H, W, 3]     chunk of one frame, blosc lz4hc (no shuffle) + crc32c, sharded, index at the end
+    frames    uint8 [n, H, W, 3]     chunk of one frame, lz4hc or JPEG (datasets/codecs.py) + crc32c, sharded, index at the end
+              uint16 [n, H, W]       depth, likewise, lz4hc
 """
 
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import google_crc32c
 import numpy as np
-from jaxtyping import UInt8
-from numcodecs import Zstd, blosc
+from numcodecs import Zstd
 
-from kineflow.contracts import KineflowError
+from kineflow.datasets.checksums import CorruptData, crc32c as crc32c, with_crc, without_crc
+from kineflow.datasets.codecs import FrameCodec, decode_frame, from_metadata
 
 VECTOR_CHUNK_ROWS = 4096
 MAX_SHARD_FRAMES = 4096
 MAX_SHARD_BYTES = 32 * 2**20
-LZ4HC_LEVEL = 5
 _CRC32C = {"name": "crc32c"}
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 _VECTOR_CODECS = [_LITTLE, {"name": "zstd", "configuration": {"level": 3, "checksum": False}}, _CRC32C]
-_BLOSC = {"cname": "lz4hc", "clevel": LZ4HC_LEVEL, "shuffle": "noshuffle", "typesize": 1, "blocksize": 0}
-_FRAME_CODECS = [{"name": "bytes"}, {"name": "blosc", "configuration": _BLOSC}, _CRC32C]
 _INDEX_CODECS = [_LITTLE, _CRC32C]
 _DTYPES = ("float32", "float64", "int8", "int64", "uint8")
 _MISSING = 2**64 - 1
@@ -39,12 +36,20 @@ Files = dict[str, bytes]
 ReadFile = Callable[[str], "bytes | memoryview"]  # contents of one file, by its path below the segment
 
 
-class CorruptData(KineflowError):
-    """Bytes that cannot be what was written; the caller adds which store and the remedy."""
+@dataclass(frozen=True)
+class FrameArray:
+    """What the metadata of a camera array say: frames `[n, H, W, 3]` uint8 or `[n, H, W]` uint16, and how they are stored."""
 
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    codec: FrameCodec
+    shard_frames: int
 
-def crc32c(data: bytes | memoryview) -> int:
-    return int(google_crc32c.value(bytes(data)))
+    def shards(self) -> list[str]:
+        """Path of each shard file, in order."""
+        tail = "/0" * (len(self.shape) - 1)
+        return [f"{self.path}/c/{number}{tail}" for number in range(-(-self.shape[0] // self.shard_frames))]
 
 
 def group(attributes: Mapping[str, Any], members: Files | None = None) -> bytes:
@@ -68,7 +73,7 @@ def encode_vectors(path: str, values: np.ndarray) -> Files:
         chunk = np.zeros((rows, *values.shape[1:]), values.dtype.newbyteorder("<"))
         chunk[: len(values) - start] = values[start : start + rows]
         key = "/".join(["c", str(number), *["0"] * (values.ndim - 1)])
-        files[f"{path}/{key}"] = _with_crc(Zstd(level=3).encode(chunk.tobytes()))
+        files[f"{path}/{key}"] = with_crc(Zstd(level=3).encode(chunk.tobytes()))
     return files
 
 
@@ -78,98 +83,143 @@ def decode_vectors(path: str, read: ReadFile, start: int = 0, stop: int | None =
     Raises:
         CorruptData: other codecs than ours, or bytes that do not match their checksum or shape.
     """
-    shape, dtype, chunk_shape = _metadata(path, read, _VECTOR_CODECS)
+    shape, dtype, chunk_shape, codecs, _ = _metadata(path, read)
+    if codecs != _VECTOR_CODECS:
+        raise CorruptData(f"{path}/zarr.json: codecs {codecs} are not the ones of this format version, {_VECTOR_CODECS}")
     stop = shape[0] if stop is None else stop
     rows = chunk_shape[0]
     first, last = start // rows, -(-stop // rows)
     chunks = []
     for number in range(first, last):
         name = "/".join([path, "c", str(number), *["0"] * (len(shape) - 1)])
-        raw = Zstd().decode(_without_crc(bytes(read(name)), name))
+        raw = Zstd().decode(without_crc(bytes(read(name)), name))
         if len(raw) != np.prod(chunk_shape) * dtype.itemsize:
             raise CorruptData(f"{name}: {len(raw)} bytes after decoding, the metadata says shape {chunk_shape}")
         chunks.append(np.frombuffer(raw, dtype).reshape(chunk_shape))
     return np.concatenate(chunks)[start - first * rows : stop - first * rows]
 
 
-def encode_frame(frame: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """One frame as it lies in its shard: blosc lz4hc, then crc32c."""
-    return _with_crc(blosc.compress(np.ascontiguousarray(frame).reshape(-1), b"lz4hc", LZ4HC_LEVEL, blosc.NOSHUFFLE, 0, 1))
-
-
-def encode_shards(path: str, payloads: Sequence[bytes], height: int, width: int) -> Files:
+def encode_shards(path: str, payloads: Sequence[bytes], frame_shape: Sequence[int], codec: FrameCodec) -> Files:
     """Files of one camera from its encoded frames, in order; about 32 MiB or 4096 frames a shard."""
     mean_bytes = sum(map(len, payloads)) / len(payloads)
     frames = max(1, min(len(payloads), MAX_SHARD_FRAMES, int(MAX_SHARD_BYTES / mean_bytes)))
-    files = {f"{path}/zarr.json": _camera_array(len(payloads), height, width, frames)}
+    files = {f"{path}/zarr.json": _frame_array((len(payloads), *frame_shape), frames, codec)}
+    tail = "/0" * len(frame_shape)
     for number, start in enumerate(range(0, len(payloads), frames)):
         part = payloads[start : start + frames]
         index = np.full((frames, 2), _MISSING, "<u8")
         index[: len(part), 1] = [len(p) for p in part]
         index[: len(part), 0] = np.cumsum([0, *(len(p) for p in part[:-1])])
-        files[f"{path}/c/{number}/0/0/0"] = b"".join([*part, _with_crc(index.tobytes())])
+        files[f"{path}/c/{number}{tail}"] = b"".join([*part, with_crc(index.tobytes())])
     return files
 
 
-def decode_frames(path: str, read: ReadFile, start: int, stop: int) -> UInt8[np.ndarray, "n H W 3"]:
-    """Frames `[start, stop)`, each checked against its crc32c; `read` need not have verified the shard as a whole.
+def read_frame_array(path: str, read: ReadFile) -> FrameArray:
+    """The metadata of the camera array at `path`.
+
+    Raises:
+        CorruptData: not such metadata, or other codecs than ours.
+    """
+    shape, dtype, chunk_shape, codecs, attributes = _metadata(path, read)
+    try:
+        inner = codecs[0]["configuration"]["codecs"]
+        codec = from_metadata(inner, attributes, shape[1:])
+        if codecs != _sharding(shape, codec):
+            raise ValueError(f"sharding {codecs} is not the one of this format version")
+    except (LookupError, TypeError, ValueError) as error:
+        raise CorruptData(f"{path}/zarr.json: {error}") from error
+    return FrameArray(path, shape, dtype, codec, chunk_shape[0])
+
+
+def frame_places(array: FrameArray, number: int, shard: memoryview) -> np.ndarray:
+    """Offset and length (crc32c included) of each frame in shard `number`, int64 `[frames, 2]`; (-1, -1) where the shard
+    does not hold it.
+
+    Raises:
+        CorruptData: the shard's index is damaged.
+    """
+    name, size = array.shards()[number], 16 * array.shard_frames + 4
+    if len(shard) < size:
+        raise CorruptData(f"{name}: {len(shard)} bytes are too few for an index of {array.shard_frames} frames")
+    index = np.frombuffer(without_crc(shard[-size:], f"{name}: shard index"), "<u8").reshape(-1, 2)
+    index = index[: array.shape[0] - number * array.shard_frames]
+    room = np.uint64(len(shard) - size)
+    inside = (index[:, 1] <= room) & (index[:, 0] <= room - np.minimum(index[:, 1], room))
+    return np.where(inside[:, None], index.astype(np.int64), -1)
+
+
+def read_payloads(path: str, read: ReadFile, start: int, stop: int) -> list[bytes]:
+    """Encoded frames `[start, stop)`, each checked against the crc32c behind it.
 
     Raises:
         CorruptData: a frame is missing from its shard, or index or frame do not match their checksums.
     """
-    shape, _, (frames, *_) = _metadata(path, read, None)
-    images = np.empty((stop - start, *shape[1:]), np.uint8)
+    array = read_frame_array(path, read)
+    payloads, frames, shards = [], array.shard_frames, array.shards()
     for number in range(start // frames, -(-stop // frames)):
-        name = f"{path}/c/{number}/0/0/0"
-        shard = memoryview(read(name))
-        index = _shard_index(shard, frames, name)
-        base = number * frames
+        shard = memoryview(read(shards[number]))
+        places, base = frame_places(array, number, shard), number * frames
         for frame in range(max(start, base), min(stop, base + frames)):
-            offset, size = (int(v) for v in index[frame - base])
-            if offset + size > len(shard):
-                raise CorruptData(f"{name}: frame {frame} is missing from the shard")
-            raw = blosc.decompress(_without_crc(bytes(shard[offset : offset + size]), f"{name}: frame {frame}"))
-            images[frame - start] = np.frombuffer(raw, np.uint8).reshape(shape[1:])
+            offset, size = (int(v) for v in places[frame - base])
+            if offset < 0:
+                raise CorruptData(f"{shards[number]}: frame {frame} is missing from the shard")
+            payloads.append(bytes(shard[offset : offset + size]))
+            without_crc(payloads[-1], f"{shards[number]}: frame {frame}")
+    return payloads
+
+
+def decode_frames(path: str, read: ReadFile, start: int, stop: int) -> np.ndarray:
+    """Frames `[start, stop)`, uint8 `[n, H, W, 3]` or uint16 `[n, H, W]`; `read` need not have verified a shard as a whole.
+
+    Raises:
+        CorruptData: as `read_payloads`, or a frame that cannot be decoded.
+    """
+    array = read_frame_array(path, read)
+    images = np.empty((stop - start, *array.shape[1:]), array.dtype)
+    for number, payload in enumerate(read_payloads(path, read, start, stop)):
+        try:
+            decode_frame(payload[:-4], array.codec, images[number])
+        except CorruptData as error:
+            raise CorruptData(
+                f"{array.shards()[(start + number) // array.shard_frames]}: frame {start + number}: {error}"
+            ) from error
     return images
 
 
-def _shard_index(shard: memoryview, frames: int, name: str) -> np.ndarray:
-    size = 16 * frames + 4
-    if len(shard) < size:
-        raise CorruptData(f"{name}: {len(shard)} bytes are too few for an index of {frames} frames")
-    return np.frombuffer(_without_crc(bytes(shard[-size:]), f"{name}: shard index"), "<u8").reshape(frames, 2)
-
-
-def _metadata(path: str, read: ReadFile, codecs: list[Any] | None) -> tuple[tuple[int, ...], np.dtype[Any], tuple[int, ...]]:
+def _metadata(path: str, read: ReadFile) -> tuple[tuple[int, ...], np.dtype[Any], tuple[int, ...], list[Any], dict[str, Any]]:
+    """Shape, dtype, chunk shape, codecs and attributes."""
     try:
         node = json.loads(bytes(read(f"{path}/zarr.json")))
         shape, dtype = tuple(node["shape"]), np.dtype(node["data_type"]).newbyteorder("<")
         chunk_shape = tuple(node["chunk_grid"]["configuration"]["chunk_shape"])
-        found = node["codecs"]
+        return shape, dtype, chunk_shape, list(node["codecs"]), dict(node["attributes"])
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptData(f"{path}/zarr.json: not the metadata of a Zarr v3 array ({error})") from error
-    expected = codecs if codecs is not None else _sharding(shape)
-    if found != expected:
-        raise CorruptData(f"{path}/zarr.json: codecs {found} are not the ones of this format version, {expected}")
-    return shape, dtype, chunk_shape
 
 
-def _sharding(shape: Sequence[int]) -> list[Any]:
+def _sharding(shape: Sequence[int], codec: FrameCodec) -> list[Any]:
     inner = {
         "chunk_shape": [1, *shape[1:]],
-        "codecs": _FRAME_CODECS,
+        "codecs": codec.zarr_codecs(shape[1:]),
         "index_codecs": _INDEX_CODECS,
         "index_location": "end",
     }
     return [{"name": "sharding_indexed", "configuration": inner}]
 
 
-def _camera_array(num_frames: int, height: int, width: int, shard_frames: int) -> bytes:
-    shape = (num_frames, height, width, 3)
-    return _array(shape, "uint8", (shard_frames, *shape[1:]), 0, _sharding(shape))
+def _frame_array(shape: tuple[int, ...], shard_frames: int, codec: FrameCodec) -> bytes:
+    dtype = "uint8" if len(shape) == 4 else "uint16"
+    return _array(shape, dtype, (shard_frames, *shape[1:]), 0, _sharding(shape, codec), codec.attributes())
 
 
-def _array(shape: Sequence[int], dtype: str, chunk_shape: Sequence[int], fill: Any, codecs: list[Any]) -> bytes:
+def _array(
+    shape: Sequence[int],
+    dtype: str,
+    chunk_shape: Sequence[int],
+    fill: Any,
+    codecs: list[Any],
+    attributes: Mapping[str, Any] | None = None,
+) -> bytes:
     return _json(
         {
             "zarr_format": 3,
@@ -180,21 +230,10 @@ def _array(shape: Sequence[int], dtype: str, chunk_shape: Sequence[int], fill: A
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "fill_value": fill,
             "codecs": codecs,
-            "attributes": {},
+            "attributes": dict(attributes or {}),
         }
     )
 
 
 def _json(node: Mapping[str, Any]) -> bytes:
     return json.dumps(node, indent=1).encode()
-
-
-def _with_crc(payload: bytes) -> bytes:
-    return payload + struct.pack("<I", crc32c(payload))
-
-
-def _without_crc(data: bytes, name: str) -> bytes:
-    payload, checksum = data[:-4], data[-4:]
-    if len(data) < 4 or struct.pack("<I", crc32c(payload)) != checksum:
-        raise CorruptData(f"{name}: its bytes do not match their crc32c checksum")
-    return payload

@@ -26,7 +26,10 @@ def sample_episode(number: int, interface: Interface = INTERFACE, length: int | 
         name: rng.uniform(-1, 1, (steps, s.vector.size)) for name, s in {**interface.features, "action": interface.action}.items()
     }
     values = {name: value.astype(np.float32) for name, value in values.items()}
-    frames = {name: rng.integers(0, 256, (steps, c.height, c.width, 3), np.uint8) for name, c in interface.cameras.items()}
+    frames = {
+        name: rng.integers(0, 256, (steps, *camera.frame_shape), np.uint8 if camera.kind == "rgb" else np.uint16)
+        for name, camera in interface.cameras.items()
+    }
     streams = {name: Stream(value, stamps) for name, value in {**values, **frames}.items()}
     success = (None, True, False)[number % 3]
     return Episode(streams, ("", "open the door", "wait")[number % 3], success, f"log {number}")
@@ -40,5 +43,10 @@ def assert_equal_episodes(found: Episode, expected: Episode) -> None:
         np.testing.assert_array_equal(found.streams[name].stamp_ns, stream.stamp_ns)
         assert found.streams[name].values.dtype == stream.values.dtype
         assert found.streams[name].stamp_ns.dtype == np.int64
-    for attribute in ("instruction", "success", "source", "clock"):
+    for attribute in ("instruction", "success", "source", "clock", "language", "spans", "split", "seed", "operator"):
         assert getattr(found, attribute) == getattr(expected, attribute)
+    assert list(found.goals) == list(expected.goals)
+    for name, goal in expected.goals.items():
+        assert (found.goals[name].kind, found.goals[name].frame) == (goal.kind, goal.frame)
+        np.testing.assert_array_equal(found.goals[name].value, goal.value)
+        assert found.goals[name].value.dtype == goal.value.dtype

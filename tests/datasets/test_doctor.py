@@ -36,7 +36,7 @@ def test_info_says_what_is_there(tmp_path: Path) -> None:
     lengths = [len(sample_episode(n).streams["action"].stamp_ns) for n in range(4)]
     assert (report.episodes, report.steps, report.shortest, report.longest) == (4, sum(lengths), min(lengths), max(lengths))
     assert (report.clock, report.provenance, report.licence) == ("sensor", "our robot", "CC0-1.0")
-    assert (report.version, report.generation, report.segments) == (1, 2, 2)
+    assert (report.version, report.generation, report.segments) == (2, 2, 2)
     assert (report.succeeded, report.failed, report.tasks) == (1, 1, {"open the door": 1, "wait": 1})
     assert report.duration_s == pytest.approx(sum(lengths) / 10)
     assert report.streams["pose"].samples == report.cameras["front"].frames == sum(lengths)
