@@ -12,12 +12,13 @@ import zarr
 from hypothesis import given, settings, strategies as st
 
 from kineflow.datasets import zarr_v3
+from kineflow.datasets.checksums import with_crc
+from kineflow.datasets.codecs import LZ4HC, encode_frame, encode_frames
 from kineflow.datasets.zarr_v3 import (
     CorruptData,
     Files,
     decode_frames,
     decode_vectors,
-    encode_frame,
     encode_shards,
     encode_vectors,
     group,
@@ -66,7 +67,7 @@ def test_frames_round_trip_and_zarr_python_reads_them(
 ) -> None:
     monkeypatch.setattr(zarr_v3, "MAX_SHARD_BYTES", shard_bytes)
     frames = np.random.default_rng(0).integers(0, 256, (num_frames, 5, 9, 3), np.uint8)
-    files = encode_shards("cam", [encode_frame(f) for f in frames], 5, 9)
+    files = encode_shards("cam", encode_frames(frames, LZ4HC), (5, 9, 3), LZ4HC)
     assert len(files) == shards + 1
     found = zarr.open_group(save(files, tmp_path), mode="r")["cam"]
     assert isinstance(found, zarr.Array)
@@ -80,13 +81,13 @@ def test_chunks_and_shards_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     files = encode_vectors("a", np.zeros((9000, 2), np.float32))
     assert sorted(files) == ["a/c/0/0", "a/c/1/0", "a/c/2/0", "a/zarr.json"]
     monkeypatch.setattr(zarr_v3, "MAX_SHARD_FRAMES", 4)
-    payloads = [encode_frame(np.zeros((2, 2, 3), np.uint8))] * 9
-    assert len(encode_shards("c", payloads, 2, 2)) == 1 + 3
+    payloads = [encode_frame(np.zeros((2, 2, 3), np.uint8), LZ4HC)] * 9
+    assert len(encode_shards("c", payloads, (2, 2, 3), LZ4HC)) == 1 + 3
 
 
 def test_every_bit_flip_of_a_frame_is_noticed() -> None:
     frames = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 3), np.uint8)
-    files = encode_shards("cam", [encode_frame(f) for f in frames], 4, 4)
+    files = encode_shards("cam", encode_frames(frames, LZ4HC), (4, 4, 3), LZ4HC)
     shard = files["cam/c/0/0/0/0"]
     for bit in range(0, 8 * len(shard), 5):
         damaged = bytearray(shard)
@@ -108,10 +109,10 @@ def test_every_bit_flip_and_truncation_of_a_vector_chunk_is_noticed() -> None:
 
 def test_a_frame_that_the_index_calls_missing_is_an_error_not_black() -> None:
     frames = np.full((2, 4, 4, 3), 9, np.uint8)
-    payload = encode_frame(frames[0])
-    files = encode_shards("cam", [payload, payload], 4, 4)
+    payload = encode_frame(frames[0], LZ4HC)
+    files = encode_shards("cam", [payload, payload], (4, 4, 3), LZ4HC)
     index = np.array([[0, len(payload)], [2**64 - 1, 2**64 - 1]], "<u8")
-    files["cam/c/0/0/0/0"] = payload + zarr_v3._with_crc(index.tobytes())
+    files["cam/c/0/0/0/0"] = payload + with_crc(index.tobytes())
     assert (decode_frames("cam", files.__getitem__, 0, 1) == 9).all()
     with pytest.raises(CorruptData, match="frame 1 is missing"):
         decode_frames("cam", files.__getitem__, 0, 2)
