@@ -1,47 +1,97 @@
-"""Streams of a store as arrays in RAM, one row per step, refused where windows over them would lie."""
+"""Streams of a store as arrays in RAM, one row per step of the actions, refused where windows over them would lie.
+
+A stream with a clock of its own is read at the times of the actions by the rule that the user states (datasets/resample.py); rows
+where the rule finds nothing are marked, and no window observes them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
 from kineflow.contracts import KineflowError
 from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.resample import Resample, resampled, rows_for_images
 
 ACTION = "action"
 
 
-def low_dim_stream(store: EpisodeStore, name: str) -> Float32[np.ndarray, "N D"]:
-    """A feature or the action over all episodes; KineflowError when it is absent, has a clock of its own or is not finite."""
+@dataclass(frozen=True)
+class Rows:
+    """Values of one stream in the rows of the actions [N, ...], and the rows that may be observed [N]."""
+
+    values: np.ndarray
+    usable: Bool[np.ndarray, "N"]
+
+
+def low_dim_stream(store: EpisodeStore, name: str, rules: Mapping[str, Resample]) -> Rows:
+    """A feature or the action over all episodes; KineflowError when it is absent, not finite, or has a clock of its own that no
+    rule of `rules` brings to that of the actions."""
     if name != ACTION and name not in store.interface.features:
         raise KineflowError(
             f"{store.path}: no feature '{name}'; it has {sorted(store.interface.features)}; choose one of them or import it"
         )
-    if store.has_own_clock(name):
-        raise KineflowError(f"{store.path}: '{name}' has a clock of its own; resample it to the clock of the actions at import")
+    own_clock = _own_clock(store, name, rules)
     values = store.low_dim(name)
     bad = np.flatnonzero(~np.isfinite(values).all(1))
     if len(bad):
-        episode = int(np.searchsorted(np.cumsum(store.lengths), bad[0], side="right"))
-        step = bad[0] - store.lengths[:episode].sum()
+        ends = np.cumsum(store.stream_lengths(name))
+        episode = int(np.searchsorted(ends, bad[0], side="right"))
+        step = bad[0] - (ends[episode - 1] if episode else 0)
         raise KineflowError(
             f"{store.path}: '{name}' is not finite in episode {episode}, step {step}; repair or leave out the episode"
         )
-    return values
+    if not own_clock:
+        return Rows(values, np.ones(len(values), bool))
+    return _at_actions(store, name, values, rules[name])
 
 
-def camera_frames(store: EpisodeStore, camera: str, episodes: Sequence[int]) -> UInt8[np.ndarray, "N H W 3"]:
-    """Frames of the chosen episodes in the rows of the store; the other rows are never touched, so they take no memory."""
+def camera_frames(store: EpisodeStore, camera: str, episodes: Sequence[int], rules: Mapping[str, Resample]) -> Rows:
+    """Frames of the chosen episodes in the rows of the actions; the other rows are never touched, so they take no memory."""
     if camera not in store.interface.cameras:
         raise KineflowError(
             f"{store.path}: no camera '{camera}'; it has {sorted(store.interface.cameras)}; choose one of them or import it"
         )
-    if store.has_own_clock(camera):
-        raise KineflowError(f"{store.path}: '{camera}' has a clock of its own; resample it to the clock of the actions at import")
+    own_clock = _own_clock(store, camera, rules)
     spec, ends = store.interface.cameras[camera], np.cumsum(store.lengths)
-    frames = np.zeros((int(ends[-1]), spec.height, spec.width, 3), np.uint8)
+    if spec.kind != "rgb":
+        raise KineflowError(f"{store.path}: camera '{camera}' measures {spec.kind}; windows hold RGB images, choose another")
+    frames: UInt8[np.ndarray, "N H W 3"] = np.zeros((int(ends[-1]), *spec.frame_shape), np.uint8)
+    usable = np.ones(len(frames), bool)
     for index in episodes:
-        frames[ends[index] - store.lengths[index] : ends[index]] = store.episode(index).streams[camera].values
-    return frames
+        rows, streams = slice(ends[index] - store.lengths[index], ends[index]), store.episode(index).streams
+        if own_clock:
+            stream = streams[camera]
+            taken, usable[rows] = rows_for_images(camera, rules[camera], stream.stamp_ns, streams[ACTION].stamp_ns)
+            frames[rows] = stream.values[taken]
+        else:
+            frames[rows] = streams[camera].values
+    return Rows(frames, usable)
+
+
+def _own_clock(store: EpisodeStore, name: str, rules: Mapping[str, Resample]) -> bool:
+    """Whether `name` must be resampled; refused where it must and no rule says how."""
+    if not store.has_own_clock(name):
+        return False
+    if name == ACTION or name not in rules:
+        raise KineflowError(
+            f"{store.path}: '{name}' has a clock of its own; say how it is read at the times of the actions, for example "
+            f"resample: {{{name}: {{rule: hold, max_gap_s: 0.1}}}} (rules: nearest, hold, linear, slerp)"
+        )
+    return True
+
+
+def _at_actions(store: EpisodeStore, name: str, values: Float32[np.ndarray, "M D"], rule: Resample) -> Rows:
+    at_ns, stamp_ns = store.stamps(ACTION), store.stamps(name)
+    read, usable = np.empty((len(at_ns), values.shape[1]), np.float32), np.empty(len(at_ns), bool)
+    for mine, theirs in zip(_slices(store.lengths), _slices(store.stream_lengths(name)), strict=True):
+        read[mine], usable[mine] = resampled(values[theirs], stamp_ns[theirs], at_ns[mine], rule)
+    return Rows(read, usable)
+
+
+def _slices(lengths: Int64[np.ndarray, "E"]) -> list[slice]:
+    ends = np.cumsum(lengths)
+    return [slice(int(end - length), int(end)) for end, length in zip(ends, lengths, strict=True)]

@@ -14,7 +14,8 @@ One window for each step t of each episode. With horizons observation T=2, predi
                                              value                        repeats that of step L-1
 
 Outside its episode a window repeats the nearest step and its mask says so (True: padding). All data stay in RAM, images as
-uint8, and a batch is one gather: no loop over samples.
+uint8, and a batch is one gather: no loop over samples. Steps are those of the actions; a stream with a clock of its own is read
+at their times by a stated rule, and a window that would observe a gap of it is left out and counted.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from kineflow.contracts import Horizons, KineflowError, Window
 from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.resample import Resample
 from kineflow.datasets.window_streams import ACTION, camera_frames, low_dim_stream
 
 
@@ -39,21 +41,26 @@ class WindowReader:
         horizons: Horizons,
         episodes: Sequence[int],
         cameras: Sequence[str] = (),
+        resample: Mapping[str, Resample] | None = None,
     ) -> None:
-        """Load `features`, the images of `cameras` and the actions into RAM.
+        """Load `features`, the images of `cameras` and the actions into RAM; `resample` has a rule for each stream with a
+        clock of its own. `dropped` counts the windows left out, by the stream whose gap is to blame.
 
         Raises:
-            KineflowError: a stream that the store lacks, that has a clock of its own or holds NaN; no or unknown episodes.
+            KineflowError: a stream that the store lacks, that has a clock of its own and no rule, or holds NaN; no or unknown
+                episodes, or no window left.
         """
         if len(features) + len(cameras) == 0 or len(episodes) == 0:
             raise KineflowError(
                 f"windows need a feature or a camera, and an episode; got {list(features)}, {list(cameras)} and "
                 f"{len(episodes)} episodes"
             )
-        state = [low_dim_stream(store, name) for name in features]
-        self._action = low_dim_stream(store, ACTION)
-        self._state = np.concatenate([np.zeros((len(self._action), 0), np.float32), *state], axis=1)
-        self._images = {name: camera_frames(store, name, episodes) for name in cameras}
+        rules = resample or {}
+        state = {name: low_dim_stream(store, name, rules) for name in features}
+        images = {name: camera_frames(store, name, episodes, rules) for name in cameras}
+        self._action = low_dim_stream(store, ACTION, rules).values
+        self._state = np.concatenate([np.zeros((len(self._action), 0), np.float32), *(s.values for s in state.values())], axis=1)
+        self._images = {name: rows.values for name, rows in images.items()}
         self._past = np.arange(1 - horizons.observation, 1)
         self._future = np.arange(horizons.prediction)
         first, last = _extents(store, episodes)
@@ -61,6 +68,21 @@ class WindowReader:
         self._first, self._last = np.repeat(first, lengths), np.repeat(last, lengths)
         ends = np.cumsum(lengths)
         self._now = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths) + self._first
+        self.dropped = self._leave_out({name: rows.usable for name, rows in {**state, **images}.items()})
+        if len(self) == 0:
+            raise KineflowError(f"{store.path}: every window observes a gap ({self.dropped}); widen max_gap_s or record again")
+
+    def _leave_out(self, usable: Mapping[str, Bool[np.ndarray, "N"]]) -> dict[str, int]:
+        """Drop the windows that would observe a row that is not usable."""
+        observed = np.maximum(self._now[:, None] + self._past, self._first[:, None])
+        good, dropped = np.ones(len(self._now), bool), {}
+        for name, rows in usable.items():
+            if not rows.all():
+                whole = rows[observed].all(1)
+                dropped[name] = int((good & ~whole).sum())
+                good &= whole
+        self._now, self._first, self._last = self._now[good], self._first[good], self._last[good]
+        return {name: count for name, count in dropped.items() if count}
 
     def __len__(self) -> int:
         return len(self._now)
@@ -85,6 +107,11 @@ class WindowReader:
             action_is_pad=future > last,
             images={name: frames[observed] for name, frames in self._images.items()} if images else {},
         )
+
+    def earlier(self, indices: Int64[np.ndarray, "B"], steps: int) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
+        """The windows `steps` before each of `indices`, or that of the episode's first step, and how many steps that is."""
+        gone = np.minimum(steps, self._now[indices] - self._first[indices])
+        return indices - gone, gone
 
 
 class WindowSampler:

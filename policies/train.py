@@ -73,7 +73,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, run: Path) -> None:
         self.config, self.run, self.step, self.started_s = config, run, 0, time.monotonic()
         self.device = torch.device(device_named(config.device))
-        self.data = TrainingData.load(EpisodeStore.open(config.store), config.policy, config.validation_fraction, config.seed)
+        store = EpisodeStore.open(config.store)
+        self.data = TrainingData.load(store, config.policy, config.validation_fraction, config.seed, config.resample)
         if config.symmetry:
             interface = self.data.interface
             config.symmetry.check(self.data.state, interface.action.vector, interface.cameras)

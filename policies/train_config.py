@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from kineflow.datasets.resample import Resample
 from kineflow.policies.augmentation import AffineSymmetry
 from kineflow.policies.distillation.methods import Distillation
 from kineflow.policies.optimiser import Optimiser
@@ -18,6 +20,7 @@ class TrainConfig:
 
     policy: PolicyConfig
     store: Path = Path("runs/data/pusht.eps")
+    resample: Mapping[str, Resample] = field(default_factory=dict)  # a rule for each stream with a clock of its own
     steps: int = 10_000
     batch_size: int = 256
     noise_samples: int = 1  # noises and times per window and step; the encoder runs once for all of them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from kineflow.contracts import FeatureStatistics, Interface, KineflowError, VectorSpec
 from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.resample import Resample
 from kineflow.datasets.windows import WindowReader, split_episodes
 from kineflow.policies.encoders.state import StateFeatures
 from kineflow.policies.encoders.vision import Vision
@@ -29,12 +31,21 @@ class TrainingData:
     privileged: StateFeatures | None  # geometry of the privileged features
 
     @classmethod
-    def load(cls, store: EpisodeStore, policy: PolicyConfig, validation_fraction: float, seed: int) -> TrainingData:
+    def load(
+        cls,
+        store: EpisodeStore,
+        policy: PolicyConfig,
+        validation_fraction: float,
+        seed: int,
+        resample: Mapping[str, Resample] | None = None,
+    ) -> TrainingData:
         """Split the episodes of `store` by `seed`; raises KineflowError when a feature is missing or not finite."""
         interface = narrowed(store.interface, policy.features, policy.cameras)
         chosen, held_out = (split.tolist() for split in split_episodes(store.num_episodes, validation_fraction, seed))
         read = (*policy.features, *policy.privileged)
-        training, validation = (WindowReader(store, read, policy.horizons, split, policy.cameras) for split in (chosen, held_out))
+        training, validation = (
+            WindowReader(store, read, policy.horizons, split, policy.cameras, resample) for split in (chosen, held_out)
+        )
         whole, raw = training.read(np.arange(len(training)), images=False), store.statistics(chosen)
         kept = {name: raw[name] for name in (*policy.features, "action")}
         size = state_spec(interface, policy.features).size

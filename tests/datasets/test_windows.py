@@ -138,7 +138,7 @@ def test_a_stream_with_its_own_clock_is_refused(tmp_path: Path) -> None:
     pose = episode.streams["pose"]
     with store.writer() as writer:
         writer.add(Episode({**episode.streams, "pose": Stream(pose.values, pose.stamp_ns + 1)}))
-    with pytest.raises(KineflowError, match="'pose' has a clock of its own; resample it"):
+    with pytest.raises(KineflowError, match="'pose' has a clock of its own; say how"):
         WindowReader(store, ["pose"], Horizons(1, 1, 1), [0])
     assert len(WindowReader(store, ["force"], Horizons(1, 1, 1), [0])) == len(pose.stamp_ns)
 
