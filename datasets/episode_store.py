@@ -24,7 +24,8 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from kineflow.contracts import Episode, FeatureStatistics, Interface
-from kineflow.datasets.codecs import FrameCodec, check_policy, choose
+from kineflow.datasets.camera_check import check_cameras
+from kineflow.datasets.codecs import FrameCodec, choose
 from kineflow.datasets.committing import committing
 from kineflow.datasets.episode_check import check_interface, checked
 from kineflow.datasets.manifest import (
@@ -69,17 +70,16 @@ class EpisodeStore:
         """Make an empty store; `clock` says what the timestamps are ("sensor", or e.g. "nominal_10hz").
 
         Raises:
-            StoreError: something exists at `path`, or a stream name cannot be stored.
+            StoreError: something exists at `path`, or a stream name or a camera's codec or calibration cannot be stored.
         """
         path = Path(path)
         check_interface(interface)
         if path.exists():
             raise StoreError(f"{path} exists already; open it with EpisodeStore.open, or choose another path or remove it")
+        records = {name: CameraRecord() for name in interface.cameras} | dict(cameras or {})
+        check_cameras(interface, records)
         for folder in ("segments", "staging"):
             (path / folder).mkdir(parents=True)
-        records = {name: CameraRecord() for name in interface.cameras} | dict(cameras or {})
-        for name, record in records.items():
-            check_policy(record.codec, name)
         write_manifest(path, Manifest(interface, records, clock, provenance, licence))
         return cls.open(path)
 

@@ -134,7 +134,8 @@ def test_pending_episodes_do_not_hold_raw_frames(tmp_path: Path) -> None:
 
 
 def test_manifest_facts_survive(tmp_path: Path) -> None:
-    calibration = Calibration(((100.0, 0.0, 4.0), (0.0, 100.0, 3.0), (0.0, 0.0, 1.0)), "none", (), ((1.0, 0.0, 0.0, 0.2),))
+    pose = ((1.0, 0.0, 0.0, 0.2), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    calibration = Calibration(((100.0, 0.0, 4.0), (0.0, 100.0, 3.0), (0.0, 0.0, 1.0)), "none", (), pose)
     cameras = {"front": CameraRecord(calibration=calibration)}
     EpisodeStore.create(tmp_path / "s", INTERFACE, "sensor", "our robot", "CC0-1.0", cameras)
     manifest = EpisodeStore.open(tmp_path / "s").manifest
