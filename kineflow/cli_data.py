@@ -29,6 +29,11 @@ def add(verbs: Any) -> None:
     save.add_argument("--format", required=True, help="an unknown name lists them all")
     save.add_argument("store", type=Path)
     save.add_argument("destination", type=Path)
+    common = add_verb(data, "resample", _resample, "a store whose streams share one clock")
+    common.add_argument("--rate-hz", type=positive, required=True)
+    common.add_argument("--rule", action="append", required=True, help="NAME=nearest|hold|linear|slerp:SECONDS, * for all others")
+    common.add_argument("store", type=Path)
+    common.add_argument("destination", type=Path)
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -93,6 +98,27 @@ def _export(args: argparse.Namespace) -> int:
             args.format,
             EpisodeStore.open(args.store),
             args.destination,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    show(args, to_plain(report), lambda: Console().print_json(to_json(report)))
+    return 0
+
+
+def _resample(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from kineflow.datasets.episode_store import EpisodeStore
+    from kineflow.datasets.resample_store import parse_rule, resample_store
+
+    rules = dict(parse_rule(text) for text in args.rule)
+    with Progress(console=Console(stderr=True), disable=args.json) as progress:
+        task = progress.add_task("resampling episodes", total=None)
+        report = resample_store(
+            EpisodeStore.open(args.store),
+            args.destination,
+            args.rate_hz,
+            rules,
             lambda done, total: progress.update(task, completed=done, total=total),
         )
     show(args, to_plain(report), lambda: Console().print_json(to_json(report)))

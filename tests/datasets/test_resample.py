@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.spatial.transform import Rotation, Slerp
 
+from kineflow.cli import main
 from kineflow.contracts import Episode, Goal, Horizons, KineflowError, Stream
+from kineflow.datasets.doctor import check_store
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.resample import Resample, resample_episode, resampled, resampled_interface, source_rows
 from kineflow.datasets.windows import WindowReader
@@ -206,6 +209,34 @@ def test_a_common_clock_needs_every_rule_and_common_time() -> None:
     apart = {**episode.streams, "pose": Stream(episode.streams["pose"].values, episode.streams["pose"].stamp_ns + 10**12)}
     with pytest.raises(KineflowError, match="no time in common"):
         resample_episode(Episode(apart), 10.0, dict.fromkeys(apart, Resample("hold", 1.0)))
+
+
+def test_a_store_on_a_common_clock(store: EpisodeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data", "resample", str(store.path), str(tmp_path / "c.eps"), "--rate-hz", "10", "--json"]
+    rules = ["--rule", "*=hold:0.15", "--rule", "front=nearest:0.1"]
+    assert main([*words, *rules]) == 0
+    report = json.loads(capsys.readouterr().out)
+    made = EpisodeStore.open(tmp_path / "c.eps")
+    assert (report["episodes"], report["steps"]) == (made.num_episodes, made.lengths.sum())
+    assert made.num_episodes > store.num_episodes == report["episodes_read"]
+    assert report["dropped"]["pose"] > 0
+    assert not any(made.has_own_clock(name) for name in ("pose", "force", "front"))
+    assert check_store(made.path) == []
+    assert (made.manifest.clock, made.interface) == ("resampled_10hz", resampled_interface(INTERFACE, 10.0))
+    piece = made.episode(0)
+    first = int(np.flatnonzero(store.episode(0).streams["action"].stamp_ns <= piece.streams["action"].stamp_ns[0])[-1])
+    np.testing.assert_array_equal(piece.streams["action"].values[0], store.episode(0).streams["action"].values[first])
+    assert main([*words, *rules]) == 2
+    for rule, message in {
+        "pose": "is no resampling rule",
+        "pse=hold:1": "rules for",
+        "pose=linear": "is no",
+        "pose=hold:1": "no resampling",
+    }.items():
+        assert main([*words[:3], str(tmp_path / "d.eps"), *words[4:], "--rule", rule]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*words[:3], str(tmp_path / "d.eps"), *words[4:], "--rule", "*=hold:0.000001"]) == 2
+    assert not (tmp_path / "d.eps").exists()
 
 
 def test_the_interface_says_the_new_rate() -> None:
