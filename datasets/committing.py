@@ -54,9 +54,10 @@ def nobody_commits(store: Path, wait_s: float = 10.0) -> Iterator[None]:
         yield
 
 
-def discard(store: Path, segment_id: str) -> None:
-    """Remove the folders of a segment that was not published; one that the manifest lists is left alone."""
+def discard(store: Path, segment_id: str) -> bool:
+    """Remove the folders of a segment that was not published; False when the manifest lists it, which stays as it is."""
     if any(listed.id == segment_id for listed in read_manifest(store).segments):
-        return
+        return False
     for place in ("staging", "segments"):
         shutil.rmtree(store / place / segment_id, ignore_errors=True)
+    return True
