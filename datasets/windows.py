@@ -109,9 +109,12 @@ class WindowReader:
         )
 
     def earlier(self, indices: Int64[np.ndarray, "B"], steps: int) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
-        """The windows `steps` before each of `indices`, or that of the episode's first step, and how many steps that is."""
-        gone = np.minimum(steps, self._now[indices] - self._first[indices])
-        return indices - gone, gone
+        """For each of `indices` the window of the same episode up to `steps` before it, the farthest, and how far that is."""
+        candidates = np.maximum(indices[:, None] - np.arange(steps, -1, -1), 0)
+        gone = self._now[indices, None] - self._now[candidates]
+        there = (self._first[candidates] == self._first[indices, None]) & (gone >= 0) & (gone <= steps)
+        row, farthest = np.arange(len(indices)), there.argmax(axis=1)
+        return candidates[row, farthest], gone[row, farthest]
 
 
 class WindowSampler:

@@ -98,6 +98,7 @@ class FlowMap:
     diffusion: float = 1.0  # k of the solver "sde"
     gamma: float = 0.0  # share of the noise that each jump renews: 0 none, 1 all of it
     clip: float = math.inf  # bound on the denoised chunk while a solver samples
+    invertible: bool = False  # trained to run backwards too (BiFM), as a WarmStartPolicy needs
     condition_dropout: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:

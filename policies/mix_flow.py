@@ -11,21 +11,27 @@ chunk from E steps ago: its later part is the very chunk to be predicted, so the
 time it would copy its own errors. Good choices are the actions already executed, or the chunk that a trained policy (a
 teacher) predicts from the observation E steps ago. `shifted` moves a chunk of E steps ago to now.
 
-The source is not standard normal, so the Fields made of such a head know no score: ODE solvers only (generative core, 6.4).
+The source is not standard normal, so such a head knows no score, hence no Field: Euler only, no guidance, no composition
+(generative core, 6.4).
+
+Trained by `kineflow distill RUN --method mixflow`, whose teacher says the chunks of E steps ago (distillation/mix_flow.py).
+Sampled from white noise by `predict`, and from the previous chunk by a WarmStartPolicy (warm_start.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from kineflow.contracts import KineflowError
-from kineflow.policies.field import Chunk, Head, Tokens
+from kineflow.contracts import KineflowError, SamplerSpec
+from kineflow.policies.field import DEFAULT_OPTIONS, Chunk, Head, SampleOptions, Tokens
 from kineflow.policies.losses import Losses, Weight, draw_normal, row_mean
-from kineflow.policies.paths import over
+from kineflow.policies.paths import CondOT, over
+from kineflow.policies.samplers import RowNoise
 
 Share = Float[Tensor, "B"]  # w of each row
 
@@ -74,8 +80,9 @@ class GuessFromChunk(nn.Module):
 
 @dataclass(frozen=True)
 class MixFlow:
-    """The objective: a CondOT velocity head and its source, trained together."""
+    """The objective: a CondOT velocity head and its source, trained together; the head is of kind Guessing."""
 
+    condition_dropout: ClassVar[float] = 0.0
     divergence_weight: float = 2e-5  # 1e-5 .. 5e-5 in MixFlow's code
     steps: int = 4
 
@@ -85,7 +92,14 @@ class MixFlow:
                 f"MixFlow needs divergence_weight >= 0 and steps >= 1, got {self.divergence_weight:g} and {self.steps}"
             )
 
-    def loss(
+    def loss(self, head: Head, actions: Chunk, condition: Tokens | None, generator: torch.Generator, weight: Weight) -> Losses:
+        """Demonstrations alone do not say what a policy predicted E steps ago."""
+        raise KineflowError(
+            "MixFlow learns from the previous chunks of a trained policy; train one with another objective first, then "
+            "`kineflow distill RUN --method mixflow`"
+        )
+
+    def loss_from(
         self,
         head: Head,
         guess: Guess,
@@ -102,22 +116,35 @@ class MixFlow:
         velocity = head(x, t, condition).to(x.dtype)
         return row_mean((velocity - (actions - start)) ** 2, weight) + self.divergence_weight * guess.divergence()
 
+    def sample(self, head: Head, noise: RowNoise, condition: Tokens | None, options: SampleOptions = DEFAULT_OPTIONS) -> Chunk:
+        """From white noise, w = 0: no previous chunk is needed."""
+        if options.guide or options.guidance_scale not in (None, 1):
+            raise KineflowError("a MixFlow policy has no noise levels to guide at; leave guidance and prefix out")
+        return self._solved(head, noise.draw(), condition, self.steps if options.steps is None else options.steps)
+
     @torch.no_grad()
-    def sample(self, head: Head, guess: Guess, noise: Chunk, condition: Tokens | None, share: float) -> Chunk:
+    def sample_from(self, head: Head, guess: Guess, noise: Chunk, condition: Tokens | None, share: float) -> Chunk:
         """Euler from the mixed guess; `share` w = 0 needs no previous chunk, 1 trusts it entirely."""
         if not 0 <= share <= 1:
             raise KineflowError(f"share is {share:g}; it mixes the guess with white noise and lies in [0, 1]")
-        x = guess.mixed(noise.new_full((len(noise),), share)).draw(noise)
-        for k in range(self.steps):
-            t = noise.new_full((len(noise),), k / self.steps)
-            x = x + head(x, t, condition).to(x.dtype) / self.steps
+        return self._solved(head, guess.mixed(noise.new_full((len(noise),), share)).draw(noise), condition, self.steps)
+
+    def sampler_spec(self) -> SamplerSpec:
+        return SamplerSpec(str(CondOT()), "velocity", "euler", self.steps)
+
+    def _solved(self, head: Head, x: Chunk, condition: Tokens | None, steps: int) -> Chunk:
+        if steps < 1:
+            raise KineflowError(f"steps is {steps}; it is the number of network calls, at least 1")
+        for k in range(steps):
+            t = x.new_full((len(x),), k / steps)
+            x = x + head(x, t, condition).to(x.dtype) / steps
         return x
 
 
-def shifted(previous: Chunk, executed: int) -> Chunk:
-    """The chunk of `executed` steps ago as seen from now: its remaining actions first, the last one repeated."""
-    horizon = previous.shape[1]
-    if not 0 <= executed <= horizon:
-        raise KineflowError(f"{executed} actions executed of a chunk of {horizon}; it must lie in 0 .. {horizon}")
-    index = torch.arange(executed, executed + horizon, device=previous.device).clamp(max=horizon - 1)
-    return previous[:, index]
+def shifted(previous: Chunk, executed: int | Int64[Tensor, "B"]) -> Chunk:
+    """The chunk of `executed` steps ago (of each row) as seen from now: its remaining actions first, the last one repeated."""
+    horizon, gone = previous.shape[1], torch.as_tensor(executed, device=previous.device).expand(len(previous))
+    for wrong in gone[(gone < 0) | (gone > horizon)][:1].tolist():
+        raise KineflowError(f"{wrong} actions executed of a chunk of {horizon}; it must lie in 0 .. {horizon}")
+    index = (gone[:, None] + torch.arange(horizon, device=previous.device)).clamp(max=horizon - 1)
+    return torch.take_along_dim(previous, index[..., None], dim=1)

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from kineflow.contracts import (
@@ -20,6 +20,7 @@ from kineflow.contracts import (
     FeatureStatistics,
     Horizons,
     Interface,
+    KineflowError,
     Observation,
     SamplingRequest,
 )
@@ -30,8 +31,10 @@ from kineflow.policies.guidance import in_order
 from kineflow.policies.heads.arc import Arc
 from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.flag_dit import FlagDiT
+from kineflow.policies.heads.guessing import Guessing
 from kineflow.policies.heads.mlp import MLP
 from kineflow.policies.heads.unet import UNet
+from kineflow.policies.mix_flow import MixFlow
 from kineflow.policies.normaliser import ActionUnits, Normaliser, Scaling
 from kineflow.policies.objectives import MIP, Diffusion, FlowMap, FlowMatching, Regression
 from kineflow.policies.observed import Observed, observed
@@ -48,7 +51,7 @@ from kineflow.policies.real_time_chunking import continue_prefix
 from kineflow.policies.samplers import RowNoise
 
 PhysicalGuide: TypeAlias = Callable[[ActionUnits], Guide]  # costs, constraints and rewards are written in physical units
-HeadConfig: TypeAlias = MLP | DiT | UNet | FlagDiT | Arc
+HeadConfig: TypeAlias = MLP | DiT | UNet | FlagDiT | Arc | Guessing
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class PolicyConfig:
 
     horizons: Horizons
     head: HeadConfig
-    objective: FlowMatching | Diffusion | FlowMap | Regression | MIP
+    objective: FlowMatching | Diffusion | FlowMap | MixFlow | Regression | MIP
     encoder: State | Vision
     features: tuple[str, ...] = ("state",)
     cameras: tuple[str, ...] = ()
@@ -65,6 +68,13 @@ class PolicyConfig:
     # Names of the state dimensions that the action dimensions are measured from, at the last observed step; empty: absolute.
     relative_to: tuple[str, ...] = ()
     action_scaling: Scaling = "gaussian"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.head, Guessing) != isinstance(self.objective, MixFlow):
+            raise KineflowError(
+                f"head {type(self.head).__name__} with objective {type(self.objective).__name__}: a Guessing head and MixFlow "
+                "need each other; take both (`kineflow distill RUN --method mixflow`) or neither"
+            )
 
     def statistics(
         self,
@@ -80,6 +90,14 @@ class PolicyConfig:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """What was observed when the previous chunk began, and how many actions of it are executed by now."""
+
+    observed: Observed
+    executed: Int64[Tensor, "B"]
+
+
+@dataclass(frozen=True)
 class TrainingBatch:
     """Windows on the training device, still in physical units; `weight` of each action in the loss."""
 
@@ -87,6 +105,7 @@ class TrainingBatch:
     action: Float[Tensor, "B H A"]
     weight: Float[Tensor, "B H"]
     privileged: Float[Tensor, "B F"] | None = None  # geometry of the privileged features
+    earlier: Earlier | None = None  # for methods that learn from the previous chunk
 
 
 @dataclass(frozen=True)
@@ -163,7 +182,7 @@ class PolicyNetwork(nn.Module):
         if request.prefix is None:
             return None
         objective = self.config.objective
-        if isinstance(objective, Regression | MIP):
+        if isinstance(objective, Regression | MIP | MixFlow):
             raise ContractError(
                 f"this policy takes no prefix: {type(objective).__name__} has no noise levels at which to guide it; "
                 "leave it out or use a flow or diffusion policy"

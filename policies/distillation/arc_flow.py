@@ -18,6 +18,7 @@ from kineflow.policies.field import Chunk, Head
 from kineflow.policies.flow_map import FlowMap
 from kineflow.policies.flow_map_losses import Times
 from kineflow.policies.heads.arc import Arc, ArcHead
+from kineflow.policies.heads.guessing import Guessing
 from kineflow.policies.losses import Losses, draw_normal, row_mean
 from kineflow.policies.paths import over
 from kineflow.policies.policy import HeadConfig, PolicyConfig
@@ -41,7 +42,8 @@ class ArcFlow:
         """How the student is built and sampled."""
         with_noise_levels(teacher.objective)
         chosen = head or teacher.head
-        bent = chosen if isinstance(chosen, Arc) else Arc(chosen)
+        plain = chosen.head if isinstance(chosen, Guessing) else chosen
+        bent = plain if isinstance(plain, Arc) else Arc(plain)
         return replace(teacher, head=bent, objective=FlowMap(steps=steps))
 
     def loss(self, objective: FlowMap, head: Head, lesson: Lesson) -> Losses:

@@ -4,8 +4,9 @@ The teacher's velocity, guided as it is deployed, stands in for that of single p
 it by the residual of `method` (policies/flow_map_losses.py; AnyFlow, Boffi et al., MeanFlow).
 
 `BiFM` learns jumps in both directions and that they undo each other. So one call finds the noise behind a chunk, and the
-previous chunk can start the next one: `warm_start`. (BiFM's exact losses were not published with its abstract; these are the
-semigroup residual for either sign of t - s and |X_{t,s}(X_{s,t}(x)) - x|^2. Specification: generative core, section 7.1.)
+previous chunk can start the next one: `warm_start`, on a robot WarmStartPolicy (policies/warm_start.py). (BiFM's exact losses
+were not published with its abstract; these are the semigroup residual for either sign of t - s and |X_{t,s}(X_{s,t}(x)) - x|^2.
+Specification: generative core, section 7.1.)
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class BiFM:
     def student(self, teacher: PolicyConfig, head: HeadConfig | None, steps: int) -> PolicyConfig:
         """How the student is built and sampled."""
         with_noise_levels(teacher.objective)
-        return replace(teacher, head=head or teacher.head, objective=FlowMap(method="psd", steps=steps, diagonal=0.5))
+        return replace(
+            teacher, head=head or teacher.head, objective=FlowMap(method="psd", steps=steps, diagonal=0.5, invertible=True)
+        )
 
     def loss(self, objective: FlowMap, head: Head, lesson: Lesson) -> Losses:
         """Forward map, backward map, and both in a row."""
@@ -94,13 +97,18 @@ def inverted(u: AverageVelocity, chunk: Chunk) -> Chunk:
     return jump(u, chunk, one, torch.zeros_like(one))
 
 
-def warm_start(u: AverageVelocity, previous: Chunk, fresh: Chunk, renewal: float) -> Chunk:
-    """The next chunk from the noise behind the previous one (shifted to now: `mix_flow.shifted`), in two calls.
+def renewed(u: AverageVelocity, previous: Chunk, fresh: Chunk, renewal: float) -> Chunk:
+    """The noise behind the previous chunk (shifted to now: `mix_flow.shifted`), part of it replaced: sqrt(1 - b^2) eps + b z.
 
-    `renewal` b replaces part of that noise, sqrt(1 - b^2) eps + b z: 0 stays in the previous chunk's mode, 1 forgets it.
+    `renewal` b is 0 to stay in the previous chunk's mode, 1 to forget it.
     """
     if not 0 <= renewal <= 1:
         raise KineflowError(f"renewal is {renewal:g}; it is the share of fresh noise, from 0 to 1")
-    noise = math.sqrt(1 - renewal**2) * inverted(u, previous) + renewal * fresh
+    return math.sqrt(1 - renewal**2) * inverted(u, previous) + renewal * fresh
+
+
+def warm_start(u: AverageVelocity, previous: Chunk, fresh: Chunk, renewal: float) -> Chunk:
+    """The next chunk from the noise behind the previous one, in two calls."""
+    noise = renewed(u, previous, fresh, renewal)
     zero = torch.zeros_like(noise[:, 0, 0])
     return jump(u, noise, zero, torch.ones_like(zero))

@@ -8,10 +8,12 @@ from typing import TypeAlias
 
 from kineflow.policies.distillation.arc_flow import ArcFlow
 from kineflow.policies.distillation.flow_maps import BiFM, MapDistillation
+from kineflow.policies.distillation.mix_flow import PreviousChunk
 from kineflow.policies.distillation.one_step import OneStep
 from kineflow.policies.distillation.reflow import Reflow
 
-Distillation: TypeAlias = MapDistillation | Reflow | OneStep | ArcFlow | BiFM  # the registry of `kind:` in configs
+# The registry of `kind:` in configs.
+Distillation: TypeAlias = MapDistillation | Reflow | OneStep | ArcFlow | BiFM | PreviousChunk
 
 METHODS: Mapping[str, Callable[[Path], Distillation]] = {
     "psd": lambda teacher: MapDistillation(teacher, "psd"),
@@ -23,4 +25,5 @@ METHODS: Mapping[str, Callable[[Path], Distillation]] = {
     "onestep": OneStep,
     "arcflow": ArcFlow,
     "bifm": BiFM,
+    "mixflow": PreviousChunk,
 }

@@ -11,10 +11,15 @@ from torch import Tensor
 from kineflow.contracts import Interface, PolicyContract
 from kineflow.policies.checkpoint import load_policy
 from kineflow.policies.distillation.methods import Distillation
-from kineflow.policies.distillation.teaching import DistillationError, Lesson, ode_of, with_noise_levels
+from kineflow.policies.distillation.teaching import DistillationError, Lesson, Solve, ode_of, with_noise_levels
+from kineflow.policies.field import Chunk
 from kineflow.policies.flow_map import FlowMap, Teacher
+from kineflow.policies.heads.guessing import GuessingHead
+from kineflow.policies.losses import draw_normal
+from kineflow.policies.mix_flow import MixFlow, shifted
+from kineflow.policies.normaliser import ActionUnits
 from kineflow.policies.paths import CondOT
-from kineflow.policies.policy import PolicyConfig, PolicyNetwork, TrainingBatch
+from kineflow.policies.policy import Earlier, PolicyConfig, PolicyNetwork, TrainingBatch
 
 SHARED = ("horizons", "features", "cameras", "relative_to", "encoder", "action_scaling")  # what a student cannot change
 
@@ -49,9 +54,10 @@ class TeacherPolicy:
         student.encoder.requires_grad_(self.method.train_encoder)
         if not _same_form(student.config, self.network.config):
             return
-        mine, its = student.head.state_dict(), self.network.head.state_dict()
+        head = student.head.head if isinstance(student.head, GuessingHead) else student.head
+        mine, its = head.state_dict(), self.network.head.state_dict()
         if all(name in mine and mine[name].shape == value.shape for name, value in its.items()):
-            student.head.load_state_dict(its, strict=False)
+            head.load_state_dict(its, strict=False)
 
     def loss(
         self, student: PolicyNetwork, batch: TrainingBatch, generator: torch.Generator, noise_samples: int, progress: float
@@ -65,17 +71,27 @@ class TeacherPolicy:
         """The batch in the units of both, with a teacher that answers as it is deployed: guided, clipped, its own solver."""
         objective, head = with_noise_levels(self.network.config.objective), self.network.head
         field = objective.field(head, self.network.null_condition)
+        units, solve = student.units(batch.observed), ode_of(objective, head, field)
         with torch.no_grad():
             seen = self.network.encoder(batch.observed)
+            previous = self._previous(solve, batch.earlier, units, generator) if batch.earlier else None
         return Lesson(
             teacher=Teacher(field, seen),
-            solve=ode_of(objective, head, field),
-            chunk=student.units(batch.observed).normalise(batch.action),
+            solve=solve,
+            chunk=units.normalise(batch.action),
             condition=student.encoder(batch.observed) if self.method.train_encoder else seen,
             weight=batch.weight,
             generator=generator,
             progress=progress,
+            previous=previous,
         )
+
+    def _previous(self, solve: Solve, earlier: Earlier, units: ActionUnits, generator: torch.Generator) -> Chunk:
+        """What the teacher said at the earlier step, as seen from now and in the units of now."""
+        then = self.network.units(earlier.observed)
+        like = (units.scale + units.offset).expand(len(earlier.executed), *units.scale.shape)
+        chunk = solve(draw_normal(like, generator), self.network.encoder(earlier.observed))
+        return units.normalise(shifted(then.restore(chunk), earlier.executed))
 
 
 def _same_form(student: PolicyConfig, teacher: PolicyConfig) -> bool:
@@ -84,5 +100,7 @@ def _same_form(student: PolicyConfig, teacher: PolicyConfig) -> bool:
 
 
 def _form(config: PolicyConfig) -> tuple[object, str]:
+    if isinstance(config.objective, MixFlow):
+        return CondOT(), "velocity"
     objective = with_noise_levels(config.objective)
     return (CondOT(), "velocity") if isinstance(objective, FlowMap) else (objective.path, objective.prediction)

@@ -45,6 +45,7 @@ class Lesson:
     weight: Weight
     generator: torch.Generator
     progress: float = 1.0  # of the training, 0 to 1; 1 in validation
+    previous: Chunk | None = None  # the teacher's chunk of an earlier step, seen from now; for MixFlow alone
 
     @torch.no_grad()
     def answer(self, noise: Chunk) -> Chunk:
@@ -67,9 +68,11 @@ class Lesson:
         def tiled(value: Tensor) -> Tensor:
             return value.repeat(times, *(1,) * (value.ndim - 1))
 
-        seen, condition = (None if v is None else tiled(v) for v in (self.teacher.condition, self.condition))
+        optional = (self.teacher.condition, self.condition, self.previous)
+        seen, condition, previous = (None if v is None else tiled(v) for v in optional)
         teacher = Teacher(self.teacher.field, seen)
-        return replace(self, teacher=teacher, chunk=tiled(self.chunk), condition=condition, weight=tiled(self.weight))
+        chunk, weight = tiled(self.chunk), tiled(self.weight)
+        return replace(self, teacher=teacher, chunk=chunk, condition=condition, weight=weight, previous=previous)
 
 
 def with_noise_levels(objective: object) -> FlowMatching | Diffusion | FlowMap:

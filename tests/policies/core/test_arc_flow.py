@@ -80,6 +80,7 @@ def test_head_answers_mean_velocities_of_its_own_motion(config: MLP | DiT | UNet
     t, end = torch.linspace(0, 0.5, 5, dtype=DOUBLE), torch.linspace(0.4, 1, 5, dtype=DOUBLE)
     step = head.step(x, t, condition)
     assert (step.rates[..., 0] == 0).all()
+    torch.testing.assert_close(step.weights.sum(dim=-1), torch.ones(5, 8, dtype=DOUBLE), rtol=1e-14, atol=0)
     moved = (end - t)[:, None, None] * head(x, t, condition, end)
     torch.testing.assert_close(moved, step.displacement(torch.zeros_like(t), end - t), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(head(x, t, condition), step.velocity(torch.zeros_like(t)), rtol=1e-14, atol=0)

@@ -105,6 +105,14 @@ def test_one_call_says_what_four_calls_of_the_teacher_say(flow: Path, tmp_path: 
     assert load_config(TrainConfig, run / "config.yaml").distillation == METHODS[method](flow)
 
 
+def test_each_name_is_its_method(flow: Path) -> None:
+    """And its objective: a student named lsd is trained by lsd."""
+    maps = {name: student_config(flow, name, None, 1).policy.objective for name in ("psd", "lsd", "meanflow", "imf")}
+    assert {name: objective.method for name, objective in maps.items() if isinstance(objective, FlowMap)} == {n: n for n in maps}
+    assert METHODS["slimflow"](flow) == Reflow(flow, annealing="exponential")
+    assert METHODS["reflow"](flow) == Reflow(flow, annealing="none")
+
+
 def test_a_smaller_student_starts_from_scratch_and_an_equal_one_from_the_teacher(flow: Path) -> None:
     config = replace(student_config(flow, "reflow", None, 2), steps=1)
     teacher = load_policy(flow).network.head.state_dict()

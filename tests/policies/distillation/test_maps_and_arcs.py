@@ -165,6 +165,15 @@ def test_states_move_from_the_teachers_way_to_the_students() -> None:
     assert early.mean().item() < 0.02
 
 
+def test_near_the_data_the_velocity_keeps_its_digits() -> None:
+    """(a_hat - z) / (1 - t) in float32 at t = 1 - 1e-7 would be noise; times beyond 0.999 are held there."""
+    given = lesson(50, field=growing)
+    z = given.chunk.float()
+    for late in (0.999, 1 - 1e-7, 1.0):
+        found = given.velocity(z, torch.full((50,), late))
+        torch.testing.assert_close(found, RATE * z, rtol=1e-3, atol=1e-3)
+
+
 def test_the_teacher_is_asked_at_the_time_of_the_state() -> None:
     """dz/dt = exp(RATE t), the same for every z: an arc that starts at s has velocity exp(RATE s) and that rate."""
 

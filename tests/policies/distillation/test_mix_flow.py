@@ -56,15 +56,43 @@ def test_the_perfect_head_of_one_chunk_has_no_loss_from_any_source() -> None:
     def head(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
         return (actions[: len(x)] - x) / (1 - t)[:, None, None]
 
-    loss = MixFlow(divergence_weight=0.0).loss(head, guess(count), actions, None, torch.Generator().manual_seed(1), ones(count))
+    loss = MixFlow(divergence_weight=0.0).loss_from(
+        head, guess(count), actions, None, torch.Generator().manual_seed(1), ones(count)
+    )
     assert loss.max().item() < 1e-20
-    weighted = MixFlow(divergence_weight=2.0).loss(
+    weighted = MixFlow(divergence_weight=2.0).loss_from(
         head, guess(count), actions, None, torch.Generator().manual_seed(1), ones(count)
     )
     torch.testing.assert_close(weighted, 2 * guess(count).divergence(), rtol=1e-9, atol=1e-12)
     for share in (0.0, 0.5, 1.0):
-        sampled = MixFlow(steps=3).sample(head, guess(7), normal(7), None, share)
+        sampled = MixFlow(steps=3).sample_from(head, guess(7), normal(7), None, share)
         torch.testing.assert_close(sampled, actions[:7], rtol=1e-12, atol=1e-12)
+
+
+def test_training_draws_its_share_of_the_guess_and_both_terms_teach() -> None:
+    """At a head that does not move and one chunk 0, the start is minus the target: w ~ U[0, 1] by its moments."""
+    count = 20_000
+    mean = torch.full((count, H, A), 3.0, dtype=DOUBLE, requires_grad=True)
+    narrow = Guess(mean, torch.full_like(mean, 1e-9))
+    seen: list[torch.Tensor] = []
+
+    def still(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        seen.append(x / (1 - t)[:, None, None])
+        return torch.zeros_like(x)
+
+    generator = torch.Generator().manual_seed(1)
+    MixFlow().loss_from(still, narrow, torch.zeros(count, H, A, dtype=DOUBLE), None, generator, ones(count))
+    rows = seen[0].detach().mean(dim=(1, 2))  # of start = 3 w + sqrt(1 - w) z
+    assert rows.mean().item() == pytest.approx(1.5, abs=0.03)
+    assert rows.var().item() == pytest.approx(9 / 12 + 0.5 / (H * A), abs=0.03)
+
+    def perfect(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        return -x / (1 - t)[:, None, None]
+
+    objective = MixFlow(divergence_weight=2.0)
+    loss = objective.loss_from(perfect, narrow, torch.zeros(count, H, A, dtype=DOUBLE), None, generator, ones(count))
+    (gradient,) = torch.autograd.grad(loss.sum(), mean)
+    torch.testing.assert_close(gradient, 2.0 * mean.detach() / (H * A), rtol=1e-6, atol=1e-9)  # of the divergence alone
 
 
 def test_sampling_starts_at_the_guess() -> None:
@@ -74,10 +102,10 @@ def test_sampling_starts_at_the_guess() -> None:
     def still(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
         return torch.zeros_like(x)
 
-    sampled = MixFlow().sample(still, guess(7), noise, None, 1.0)
+    sampled = MixFlow().sample_from(still, guess(7), noise, None, 1.0)
     torch.testing.assert_close(sampled, guess(7).mean + guess(7).std * noise, rtol=1e-12, atol=0)
     with pytest.raises(KineflowError, match=r"share is -0\.1"):
-        MixFlow().sample(still, guess(7), noise, None, -0.1)
+        MixFlow().sample_from(still, guess(7), noise, None, -0.1)
 
 
 def test_the_source_learns_where_the_chunk_will_be() -> None:
@@ -101,7 +129,7 @@ def test_the_source_learns_where_the_chunk_will_be() -> None:
     for _ in range(250):
         optimizer.zero_grad()
         objective = MixFlow()
-        objective.loss(velocity, source(previous, condition), actions, condition, generator, ones(256)).mean().backward()  # type: ignore[no-untyped-call]
+        objective.loss_from(velocity, source(previous, condition), actions, condition, generator, ones(256)).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     learned = source(previous, condition)
     before, after = (((actions - g.mean) ** 2).mean().item() for g in (first, learned))

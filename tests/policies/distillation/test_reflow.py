@@ -13,14 +13,18 @@ import pytest
 import torch
 from torch import nn
 
+from kineflow.contracts import Horizons
 from kineflow.policies.analytic import Mixture, MixtureHead
 from kineflow.policies.distillation.one_step import OneStep, flow_guided
 from kineflow.policies.distillation.reflow import Annealing, Reflow, annealed_source, annealing, first_order_error
 from kineflow.policies.distillation.teaching import NOTHING_FRESH
+from kineflow.policies.encoders.state import State
 from kineflow.policies.field import HeadField
+from kineflow.policies.heads.mlp import MLP
 from kineflow.policies.losses import draw_normal
 from kineflow.policies.objectives import Diffusion, FlowMatching
 from kineflow.policies.paths import CondOT, Cosine, SquaredCos, over, variance_preserving
+from kineflow.policies.policy import PolicyConfig
 from kineflow.policies.predictions import Denoised
 from kineflow.policies.samplers import ddim
 from kineflow.policies.time_grids import uniform_time_grid
@@ -184,6 +188,22 @@ def test_the_student_sees_the_annealed_source(progress: float, correlation: floa
     method.loss(FlowMatching(), head, lesson(4000, solve=solve, progress=progress))
     assert (drawn[0] * seen[0]).mean().item() == pytest.approx(correlation, abs=0.03)
     assert seen[0].var().item() == pytest.approx(1, abs=0.03)
+
+
+def test_times_are_those_that_the_objective_trains_on() -> None:
+    """A head that asks for more noise in training gets it from pairs too; guidance is in the pairs, so nothing is hidden."""
+    times: list[torch.Tensor] = []
+
+    def head(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        times.append(t)
+        return x
+
+    objective = FlowMatching(time_density="beta", time_parameters=(8.0, 1.0), condition_dropout=0.2, guidance_scale=2.0)
+    Reflow(NOWHERE).loss(objective, head, lesson(2000))
+    assert (1 - times[0]).mean().item() == pytest.approx(8 / 9, abs=0.01)
+    config = PolicyConfig(Horizons(1, 3, 1), MLP(), objective, State())
+    student = Reflow(NOWHERE).student(config, None, 4).objective
+    assert student == replace(objective, steps=4, condition_dropout=0.0, guidance_scale=1.0)
 
 
 def test_one_pair_serves_several_times() -> None:
