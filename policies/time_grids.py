@@ -14,6 +14,10 @@ Where the path begins before the first of edm's or lambda's levels, its noisiest
 state is N(0, 1) noise, and nowhere else on the path is that so. On discrete paths the nearest trained levels are taken, each
 once. "leading" is the default elsewhere and here only to reproduce others: with 8 of 100 levels it starts at alpha = 0.23, so
 the first state is not what the network expects and every sample is biased (mean 0.461 instead of 0.5 for N(0.5, 0.4^2)).
+
+edm and lambda are poor below 5 steps: up to three calls go to levels next to the ends, where little is decided. With 2, 3, 4
+and 5 steps on CondOT, DDIM samples N(0.5, 0.4^2) with a std of .002, .004, .064, .205 on edm, .002, .027, .128, .225 on lambda
+and .138, .218, .260, .285 on uniform: take uniform for so few.
 """
 
 from __future__ import annotations

@@ -206,10 +206,33 @@ def test_demo_checks_its_arguments_before_it_trains(tmp_path: Path, capsys: pyte
         main(["demo", "--minutes", "inf"])
 
 
-def test_sampler_of_an_evaluation_can_be_chosen(run: Path, tmp_path: Path) -> None:
-    short = ["--episodes", "1", "--videos", "0", "--fan-samples", "1", "--out"]
-    assert main(["eval", str(run), "--solver", "heun", "--steps", "2", *short, str(tmp_path / "e")]) == 0
-    assert json.loads((tmp_path / "e" / "manifest.json").read_text())["sampler"]["solver"] == "heun"
+@pytest.mark.parametrize(
+    ("asked", "recorded"),
+    [
+        (["--solver", "dpmpp2m", "--steps", "3", "--grid", "shifted:2"], {"solver": "dpmpp2m", "steps": 3, "grid": "shifted:2"}),
+        (["--solver", "sde", "--grid", "lambda", "--diffusion", "0.5"], {"solver": "sde", "grid": "lambda", "diffusion": 0.5}),
+    ],
+)
+def test_sampler_of_an_evaluation_can_be_chosen(run: Path, tmp_path: Path, asked: list[str], recorded: dict[str, object]) -> None:
+    """At load time, by name; the manifest says what was played."""
+    short = ["--episodes", "1", "--videos", "0", "--fan-samples", "1", "--batch", "1", "--out"]
+    assert main(["eval", str(run), *asked, *short, str(tmp_path / "e")]) == 0
+    sampler = json.loads((tmp_path / "e" / "manifest.json").read_text())["sampler"]
+    assert recorded.items() <= sampler.items()
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ("karras", ["'karras' is not a time grid", "lambda"]),
+        ("edm:x", ["'x' is not a number"]),
+        ("leading", ["counts trained levels", "use trailing"]),
+    ],
+)
+def test_grids_that_this_policy_cannot_take_are_refused(
+    run: Path, grid: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails(["eval", run, "--grid", grid, "--episodes", "1", "--out", tmp_path / "e"], capsys, *words)
 
 
 def test_unknown_argument_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:

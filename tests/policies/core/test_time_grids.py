@@ -32,11 +32,13 @@ PATHS = [*CONTINUOUS, SquaredCos(100), SquaredCos(1000)]
 NAMES: tuple[GridName, ...] = get_args(GridName)
 
 
-def mean_of_ddim(lambdas: torch.Tensor) -> float:
-    """Exact mean of what DDIM samples for N(.5, .4^2)."""
+def law_of_ddim(lambdas: torch.Tensor) -> tuple[float, float]:
+    """Exact mean and std of what DDIM samples for N(.5, .4^2): the chunk is affine in its noise."""
     one = torch.ones(1, 1, 1, dtype=DOUBLE)
     law = Mixture(one.flatten(), 0.5 * one, 0.4 * one)
-    return ddim(law, 0 * one, lambdas, None, RowNoise(np.arange(1), (1, 1), DOUBLE)).item()
+    noise = torch.stack([0 * one[0], one[0]])
+    mean, above = ddim(law, noise, lambdas, None, RowNoise(np.arange(2), (1, 1), DOUBLE)).flatten().tolist()
+    return mean, above - mean
 
 
 @settings(max_examples=40, deadline=None)
@@ -98,8 +100,8 @@ def test_leading_spacing_is_biased_and_trailing_is_not() -> None:
     path = SquaredCos(100)
     leading = TimeGrid("leading")(path, 8)
     assert path.at(path.from_lambda(leading[0])).alpha.item() == pytest.approx(0.232, abs=1e-3)
-    assert mean_of_ddim(leading) == pytest.approx(0.461, abs=1e-3)
-    assert mean_of_ddim(uniform_time_grid(path, 8)) == pytest.approx(0.4999, abs=1e-4)
+    assert law_of_ddim(leading)[0] == pytest.approx(0.461, abs=1e-3)
+    assert law_of_ddim(uniform_time_grid(path, 8))[0] == pytest.approx(0.4999, abs=1e-4)
 
 
 def test_shift_on_the_noise_fraction() -> None:
@@ -132,6 +134,20 @@ def test_lambda_grid_has_equal_steps() -> None:
     torch.testing.assert_close(lambdas.diff(), lambdas.diff()[:1].expand(5), rtol=1e-9, atol=0)
     discrete = TimeGrid("lambda")(SquaredCos(1000), 8)[1:-1]
     assert (discrete.diff() - discrete.diff().mean()).abs().max() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "stds"),
+    [
+        ("uniform", (0.138, 0.218, 0.260, 0.285)),
+        ("edm", (0.002, 0.004, 0.064, 0.205)),
+        ("lambda", (0.002, 0.027, 0.128, 0.225)),
+    ],
+)
+def test_edm_and_lambda_need_more_steps_than_uniform(name: GridName, stds: tuple[float, ...]) -> None:
+    """Known numbers of 2 to 5 steps on CondOT, truth 0.4: with 2 or 3 of edm's or lambda's all chunks are alike."""
+    for steps, std in zip((2, 3, 4, 5), stds, strict=True):
+        assert law_of_ddim(TimeGrid(name)(CondOT(), steps)) == pytest.approx((0.5, std), abs=1e-3)
 
 
 def test_lambda_ranges() -> None:
@@ -169,8 +185,8 @@ def test_grids_that_do_not_fit_are_refused(grid: TimeGrid, path: Path, steps: in
         (uniform_time_grid(SquaredCos(100), 10).float(), SquaredCos(100), True),
         (uniform_time_grid(CondOT(), 10), SquaredCos(100), False),
         (TimeGrid("edm")(VarianceExploding(), 10), SquaredCos(100), False),
-        (TimeGrid("lambda", ends=(-4, 3.6))(CondOT(), 10)[1:], SquaredCos(100), True),
-        (TimeGrid("lambda", ends=(-4, 3.8))(CondOT(), 10)[1:], SquaredCos(100), False),
+        (TimeGrid("lambda", ends=(-4.0, 3.6))(CondOT(), 10)[1:], SquaredCos(100), True),
+        (TimeGrid("lambda", ends=(-4.0, 3.8))(CondOT(), 10)[1:], SquaredCos(100), False),
     ],
 )
 def test_a_grid_that_leaves_the_path_of_a_head_is_refused(grid: torch.Tensor, path: Path, fits: bool) -> None:
