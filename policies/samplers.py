@@ -97,13 +97,18 @@ def midpoint(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None
     """The explicit midpoint rule on the CondOT clock: half an Euler step, then a whole one with the velocity found there.
 
     RF-Solver (Wang et al. 2024) is the same thing: its Taylor step z + h v + h^2 / 2 dv/dt with dv/dt = (v_middle - v) / (h / 2)
-    is z + h v_middle. On a discrete path the head is asked between its trained levels, where lambda is interpolated.
+    is z + h v_middle.
+
+    On a discrete path the head is asked between its trained levels, where lambda is interpolated and a network may say anything:
+    an epsilon head of 100 levels, trained on PushT, was further from the mean of the levels beside it than those are apart, and
+    its chunks ended a quarter further from the exact flow than Heun's after as many calls (10 steps, RMS .026 to .020). Prefer
+    heun, ddim or dpmpp2m there.
     """
     return _runge_kutta(field, noise, lambdas, condition, nodes=(1 / 2,), weights=(0.0, 1.0))
 
 
 def rk4(field: Field, noise: Chunk, lambdas: Grid, condition: Tokens | None, fresh: Noise) -> Chunk:
-    """The classical fourth-order Runge-Kutta rule on the CondOT clock; it too asks between the levels of the grid."""
+    """The classical fourth-order Runge-Kutta rule on the CondOT clock; between trained levels as "midpoint" does."""
     return _runge_kutta(field, noise, lambdas, condition, nodes=(1 / 2, 1 / 2, 1.0), weights=(1 / 6, 1 / 3, 1 / 3, 1 / 6))
 
 
@@ -152,9 +157,9 @@ def _renewing(
     keep = torch.where(sigma[:-1] == 0, 1, quotient(sigma[1:] * torch.sqrt(1 - new), sigma[:-1]))
     keep, jump, std = like(noise, keep, alpha[1:] - keep * alpha[:-1], std)
     x = noise
-    for k in range(len(keep)):
-        x = keep[k] * x + jump[k] * field(x, levels[k], condition)
-        x = x + std[k] * fresh.draw() if strength else x
+    for kept, jumped, renewed, level in zip(keep, jump, std, levels):  # not by index: one call for all, not three a step
+        x = kept * x + jumped * field(x, level, condition)
+        x = x + renewed * fresh.draw() if strength else x
     return x
 
 

@@ -33,7 +33,8 @@ class Remembered(Generic[T]):
     def __call__(self, lam: Tensor) -> T | None:
         if lam.ndim != 1 or lam.device.type != "cpu":
             return None
-        key = (lam[0].item(), len(lam), lam.dtype)
+        rows = len(lam)
+        key = (lam.item() if rows == 1 else lam[0].item(), rows, lam.dtype)
         if key[1] > 1 and not torch.equal(lam, lam[:1].expand_as(lam)):
             return None
         if key not in self.known:
@@ -84,8 +85,9 @@ class PreparedHead:
         level = self.levels(lam)
         if level is None:
             return self.field(x, lam, condition)
-        raw = self.field.head(x * level.gain, level.t, condition)
-        return (x * level.from_x).add(raw.to(x.dtype), alpha=level.from_raw)
+        raw = self.field.head(x if level.gain == 1 else x * level.gain, level.t, condition)
+        raw = raw if raw.dtype == x.dtype else raw.to(x.dtype)
+        return (x * level.from_x).add(raw, alpha=level.from_raw)
 
 
 def at_head(one: Field, change: Callable[[HeadField], Field]) -> Field:

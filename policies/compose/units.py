@@ -140,6 +140,8 @@ class Reference:
 
     def change(self, index: int, common: ActionUnits, own: ActionUnits, steps: Sequence[int]) -> UnitChange | None:
         """From the common units to policy `index`'s; None where they are the same."""
+        if own is common:
+            return None
         places = list(steps)
         shift = (common.offset[:, places] - own.offset) / own.scale
         scale = common.scale[places] / own.scale
