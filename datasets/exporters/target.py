@@ -15,7 +15,12 @@ from kineflow.datasets.episode_store import EpisodeStore
 Progress: TypeAlias = Callable[[int, int], None]
 
 # name of the format -> module:function, called as export(store, folder or file to make, progress) -> Carried
-EXPORTS: dict[str, str] = {}
+EXPORTS: dict[str, str] = {
+    "lerobot-v2.1": "kineflow.datasets.exporters.lerobot:export_v21",
+    "lerobot-v2.1-video": "kineflow.datasets.exporters.lerobot:export_v21_video",
+    "lerobot-v3": "kineflow.datasets.exporters.lerobot:export_v3",
+    "lerobot-v3-video": "kineflow.datasets.exporters.lerobot:export_v3_video",
+}
 
 
 @dataclass(frozen=True)
