@@ -21,6 +21,8 @@ FORMATS: dict[str, str] = {
     "donkeycar-tub": "kineflow.datasets.importers.donkeycar:open_tub",
     "kitti-odometry": "kineflow.datasets.importers.kitti_odometry:open_kitti_poses",
     "lerobot": "kineflow.datasets.importers.lerobot:open_lerobot",
+    "mcap": "kineflow.datasets.importers.mcap:open_mcap",
+    "rosbag2": "kineflow.datasets.importers.rosbag2:open_rosbag2",
     "rlds": "kineflow.datasets.importers.rlds:open_rlds",
 }
 
