@@ -16,6 +16,7 @@ from kineflow.contracts import FeatureStatistics, Interface, to_json
 from kineflow.datasets.codecs import FrameCodec
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.manifest import NAME, Manifest, SegmentEntry, StoreError, read_manifest
+from kineflow.datasets.quantile_sketch import sketch
 from kineflow.datasets.segment import ACTION, Segment, episode_digest, schema_hash, vector_streams
 from kineflow.datasets.statistics import ROWS, Totals, join, measure, totals
 from kineflow.datasets.zarr_v3 import crc32c
@@ -304,8 +305,10 @@ def _episode(segment: Segment, manifest: Manifest, row: int) -> Iterator[str]:
         values = episode.streams[name].values
         if not np.isfinite(values).all():
             yield f"stream '{name}' is not finite at step {np.flatnonzero(~np.isfinite(values).all(1))[0]}"
-        elif not np.allclose(measure(values).rows[0], segment.column(f"{name}_moments")[row], rtol=_TOLERANCE, atol=_TOLERANCE):
+        elif not np.allclose(measure(values).rows[0], segment.moments(name).rows[row], rtol=_TOLERANCE, atol=_TOLERANCE):
             yield f"stream '{name}': stored statistics ({', '.join(ROWS)}) do not match its values"
+        elif not np.array_equal(sketch(values).points[0], segment.sketch(name).points[row]):
+            yield f"stream '{name}': stored quantiles do not match its values"
 
 
 def _out_of_bounds(segment: Segment, interface: Interface, row: int) -> Iterator[str]:

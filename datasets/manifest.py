@@ -145,7 +145,7 @@ def check_version(version: Any, file: Path) -> None:
 
 def segments_hash(segments: Iterable[SegmentEntry]) -> str:
     """SHA-256 over the sorted ids and file checksums: changes when a segment is added, removed or rewritten."""
-    lines = sorted(json.dumps([e.id, sorted([f.path, f.bytes, f.crc32c] for f in e.files)]) for e in segments)
+    lines = sorted(json.dumps([e.id, e.steps, e.episodes, [f.crc32c for f in e.files]]) for e in segments)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -5,7 +5,7 @@
     steps/<stream>                 float32 [n, D]
     steps/<stream>_timestamp       only for streams with a clock of their own, which may then have other lengths too
     cameras/<camera>               uint8 [n, H, W, 3], or depth uint16 [n, H, W]
-    episodes/<column>              start, length, t0_ns, digest [E, 32], <stream>_moments [E, 4, D],
+    episodes/<column>              start, length, t0_ns, digest [E, 32], <stream>_moments [E, 37, D] (datasets/statistics.py),
                                    <stream>_start and <stream>_length where the stream has a clock of its own
     episodes/<optional column>     see OPTIONAL_COLUMNS: -1 is "not known", and a column in which nothing is known is absent
                                    (each file costs an fsync while recording)
@@ -36,7 +36,8 @@ from kineflow.contracts import Episode, Interface, Stream, to_plain
 from kineflow.datasets.annotations import NO_LANGUAGE, annotation_labels, decode_goals, decode_spans, encode_annotations, label_of
 from kineflow.datasets.codecs import FrameCodec, encode_frames, keep_jpegs
 from kineflow.datasets.manifest import FORMAT, VERSION, FileEntry, Manifest, SegmentEntry, StoreError
-from kineflow.datasets.statistics import Moments, measure
+from kineflow.datasets.quantile_sketch import QuantileSketch, side_by_side, sketch
+from kineflow.datasets.statistics import ROWS, Moments, measure
 from kineflow.datasets.zarr_v3 import (
     CorruptData,
     Files,
@@ -84,6 +85,7 @@ class EncodedEpisode:
     frames: Mapping[str, Sequence[bytes]]
     codecs: Mapping[str, FrameCodec]  # of each camera
     moments: Mapping[str, Moments]
+    sketches: Mapping[str, QuantileSketch]
     digest: bytes
 
 
@@ -101,9 +103,10 @@ def encode_episode(interface: Interface, episode: Episode, codecs: Mapping[str, 
                 frames[name] = [payload for part in pool.map(encode_frames, parts, repeat(codecs[name])) for payload in part]
         streams[name] = Stream(np.empty((0, *stream.values.shape[1:]), stream.values.dtype), stream.stamp_ns)
     moments = {name: measure(episode.streams[name].values) for name in vector_streams(interface)}
+    sketches = {name: sketch(episode.streams[name].values) for name in vector_streams(interface)}
     payloads = {name: frames[name] for name, codec in codecs.items() if codec.name == "jpeg"}
     stripped = replace(episode, streams=streams, jpeg={})
-    return EncodedEpisode(stripped, frames, dict(codecs), moments, episode_digest(episode, payloads))
+    return EncodedEpisode(stripped, frames, dict(codecs), moments, sketches, episode_digest(episode, payloads))
 
 
 def episode_digest(episode: Episode, payloads: Mapping[str, Sequence[bytes]] | None = None) -> bytes:
@@ -142,7 +145,8 @@ def pack(interface: Interface, episodes: Sequence[EncodedEpisode]) -> Files:
     files |= encode_vectors("steps/timestamp", _stamps(episodes, ACTION))
     for name in vector_streams(interface):
         files |= encode_vectors(f"steps/{name}", np.concatenate([e.episode.streams[name].values for e in episodes]))
-        columns[f"{name}_moments"] = np.concatenate([e.moments[name].rows for e in episodes])
+        rows = [np.concatenate([e.moments[name].rows, e.sketches[name].points], axis=1) for e in episodes]
+        columns[f"{name}_moments"] = np.concatenate(rows)
     for name, camera in interface.cameras.items():
         payloads = [payload for e in episodes for payload in e.frames[name]]
         files |= encode_shards(f"cameras/{name}", payloads, camera.frame_shape, episodes[0].codecs[name])
@@ -241,7 +245,14 @@ class Segment:
         return self.column(f"{prefix}start"), self.column(f"{prefix}length")
 
     def moments(self, stream: str) -> Moments:
-        return Moments(self.extent(stream)[1], self.column(f"{stream}_moments"))
+        return Moments(self.extent(stream)[1], self.column(f"{stream}_moments")[:, : len(ROWS)])
+
+    def sketch(self, stream: str) -> QuantileSketch:
+        """As kept while writing; from the samples where version 1 wrote the segment."""
+        lengths, points = self.extent(stream)[1], self.column(f"{stream}_moments")[:, len(ROWS) :]
+        if points.shape[1]:
+            return QuantileSketch(lengths, points)
+        return side_by_side([sketch(values) for values in np.split(self.vectors(stream), np.cumsum(lengths)[:-1])])
 
     def vectors(self, stream: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows `[start, stop)` of a low-dimensional stream, float32 `[n, D]`."""

@@ -100,6 +100,13 @@ def wrong_statistics(episode: EncodedEpisode) -> EncodedEpisode:
     return replace(episode, moments={**episode.moments, "pose": Moments(episode.moments["pose"].count, rows)})
 
 
+def wrong_quantiles(episode: EncodedEpisode) -> EncodedEpisode:
+    kept = episode.sketches["pose"]
+    points = kept.points.copy()
+    points[0, 5, 1] += 1e-3
+    return replace(episode, sketches={**episode.sketches, "pose": replace(kept, points=points)})
+
+
 @pytest.mark.parametrize(
     ("fault", "problem"),
     [
@@ -107,6 +114,7 @@ def wrong_statistics(episode: EncodedEpisode) -> EncodedEpisode:
         (other_values, "do not match the digest"),
         (stopped_clock, "timestamps do not increase at step 2"),
         (wrong_statistics, "'pose': stored statistics (mean, m2, min, max) do not match"),
+        (wrong_quantiles, "'pose': stored quantiles do not match"),
     ],
 )
 def test_what_a_faulty_writer_wrote_is_found(
