@@ -101,6 +101,11 @@ class EpisodeStore:
         return self._manifest
 
     @property
+    def segments(self) -> Sequence[Segment]:
+        """In commit order; rows of a stream go through them one after the other."""
+        return self._segments
+
+    @property
     def interface(self) -> Interface:
         return self._manifest.schema
 

@@ -310,21 +310,22 @@ class Segment:
 
     def read(self, path: str) -> bytes:
         """Contents of one listed file, checked against size and crc32c of the manifest."""
-        data = self._checked_path(path).read_bytes()
+        data = self.checked_path(path).read_bytes()
         if crc32c(data) != self._listed[path].crc32c:
-            raise self._damaged(path, "its bytes are not the ones that were committed (crc32c differs)")
+            raise self.damaged(path, "its bytes are not the ones that were committed (crc32c differs)")
         return data
 
     def _read_shard(self, path: str) -> bytes | memoryview:
         # A shard carries a checksum per frame: reading one episode must not pay for the whole 32 MiB.
         if path.endswith("zarr.json"):
             return self.read(path)
-        with open(self._checked_path(path), "rb") as file:
+        with open(self.checked_path(path), "rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
-    def _checked_path(self, path: str) -> Path:
+    def checked_path(self, path: str) -> Path:
+        """Where a listed file is; it has the size it should have."""
         if path not in self._listed:
-            raise self._damaged(path, "the manifest does not list it")
+            raise self.damaged(path, "the manifest does not list it")
         self._check_size(self._listed[path])
         return self.folder / path
 
@@ -332,9 +333,9 @@ class Segment:
         try:
             size = (self.folder / file.path).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
-            raise self._damaged(file.path, "the file is missing") from None
+            raise self.damaged(file.path, "the file is missing") from None
         if size != file.bytes:
-            raise self._damaged(file.path, f"the file has {size} bytes instead of {file.bytes}")
+            raise self.damaged(file.path, f"the file has {size} bytes instead of {file.bytes}")
 
     def _decode(self, decode: Callable[[], T]) -> T:
         try:
@@ -342,7 +343,8 @@ class Segment:
         except CorruptData as error:
             raise StoreError(f"{self.folder}: {error}; {self._remedy()}") from error
 
-    def _damaged(self, path: str, problem: str) -> StoreError:
+    def damaged(self, path: str, problem: str) -> StoreError:
+        """The error to raise for a file below the segment."""
         return StoreError(f"{self.folder / path}: {problem}; {self._remedy()}")
 
     def _remedy(self) -> str:
