@@ -283,6 +283,18 @@ def test_leftover_budget_rolls_over() -> None:
     assert seen[:3] == [0.0, 1.0, 2.0]
 
 
+def test_rollover_beats_the_best_of_all_steps_and_not_of_the_last_alone() -> None:
+    """After a step that found nothing (best 1), a 3 does not beat the 5 of the start: the next step goes on."""
+    steps, scores, seen = Steps.rollover(3, finish=0), iter([5.0, 1.0, 1.0, 3.0, 4.0]), list[float]()
+
+    def score(chunks: torch.Tensor) -> torch.Tensor:
+        seen.append(next(scores))
+        return torch.full(chunks.shape[:2], seen[-1], dtype=DOUBLE)
+
+    RolloverBudgetForcing(steps, first=1)(gaussian(), score, rows(1), None, 1 + 2 * 2)
+    assert len(seen) == 5
+
+
 def test_rollover_accepts_the_first_better_candidate_else_the_best_of_the_step() -> None:
     steps, scores = Steps.rollover(3, finish=0), iter([5.0, 1.0, 4.0, 3.0, 6.0])
     offered: list[torch.Tensor] = []
