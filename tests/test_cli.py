@@ -206,19 +206,13 @@ def test_demo_checks_its_arguments_before_it_trains(tmp_path: Path, capsys: pyte
         main(["demo", "--minutes", "inf"])
 
 
-@pytest.mark.parametrize(
-    ("asked", "recorded"),
-    [
-        (["--solver", "dpmpp2m", "--steps", "3", "--grid", "shifted:2"], {"solver": "dpmpp2m", "steps": 3, "grid": "shifted:2"}),
-        (["--solver", "sde", "--grid", "lambda", "--diffusion", "0.5"], {"solver": "sde", "grid": "lambda", "diffusion": 0.5}),
-    ],
-)
-def test_sampler_of_an_evaluation_can_be_chosen(run: Path, tmp_path: Path, asked: list[str], recorded: dict[str, object]) -> None:
+def test_sampler_of_an_evaluation_can_be_chosen(run: Path, tmp_path: Path) -> None:
     """At load time, by name; the manifest says what was played."""
+    asked = ["--solver", "sde", "--steps", "2", "--grid", "shifted:2", "--diffusion", "0.5"]
     short = ["--episodes", "1", "--videos", "0", "--fan-samples", "1", "--batch", "1", "--out"]
     assert main(["eval", str(run), *asked, *short, str(tmp_path / "e")]) == 0
     sampler = json.loads((tmp_path / "e" / "manifest.json").read_text())["sampler"]
-    assert recorded.items() <= sampler.items()
+    assert {"solver": "sde", "steps": 2, "grid": "shifted:2", "diffusion": 0.5}.items() <= sampler.items()
 
 
 @pytest.mark.parametrize(

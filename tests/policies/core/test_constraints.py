@@ -145,6 +145,14 @@ def test_outside_the_box_it_returns_as_fast_as_it_may(plane: Plane | None) -> No
     assert projected[0, 6:, 0].max() < 1 + 1e-8
 
 
+def test_outside_the_box_the_nearest_chunk_is_found_all_the_same() -> None:
+    """Home at the full rate, 0.4 an action, and not only as far as the box; the other dimensions are as wanted."""
+    executed = torch.tensor([[[1.9, 0.0, 0.0]]], dtype=DOUBLE)
+    projected = limits(None, executed)(torch.zeros(1, 6, 3, dtype=DOUBLE))
+    torch.testing.assert_close(projected[0, :, 0], torch.tensor([1.5, 1.1, 0.7, 0.3, 0, 0], dtype=DOUBLE), rtol=0, atol=1e-7)
+    assert not projected[..., 1:].any()
+
+
 def test_braking_before_a_wall() -> None:
     """Full speed at the wall with bounded acceleration: the box gives way by the braking distance only."""
     executed = torch.tensor([[[0.6, 0.0, 0.0], [0.95, 0.0, 0.0]]], dtype=DOUBLE)

@@ -306,6 +306,20 @@ def test_network_calls(solver: SolverName) -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
+def test_only_midpoint_and_rk4_ask_between_trained_levels(solver: SolverName) -> None:
+    """On a discrete path a network knows its trained times and nothing between them; "midpoint" says what that costs."""
+    path, asked = SquaredCos(100), []
+
+    def head(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        asked.append(t[0].item() * 100)
+        return x
+
+    SOLVERS[solver](HeadField(head, path, "epsilon"), chunks(), uniform_time_grid(path, 10), None, row_noise(5))
+    between = [level for level in asked if abs(level - round(level)) > 1e-6]
+    assert len(between) == {"midpoint": 9, "rf_solver": 9, "rk4": 18}.get(solver, 0)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_dtype_and_condition_pass_through(solver: SolverName, dtype: torch.dtype) -> None:
     condition = torch.ones(5, 1, 3)
