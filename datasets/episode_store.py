@@ -21,13 +21,14 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 
 from kineflow.contracts import Episode, FeatureStatistics, Interface
 from kineflow.datasets.camera_check import check_cameras
 from kineflow.datasets.codecs import FrameCodec, choose
 from kineflow.datasets.committing import committing
 from kineflow.datasets.episode_check import check_interface, checked
+from kineflow.datasets.kept_totals import extended, kept_totals
 from kineflow.datasets.manifest import (
     CameraRecord,
     Manifest,
@@ -41,8 +42,9 @@ from kineflow.datasets.manifest import (
     sync,
     write_manifest,
 )
+from kineflow.datasets.quantile_sketch import QuantileSketch, side_by_side
 from kineflow.datasets.segment import EncodedEpisode, Segment, encode_episode, entry, pack, schema_hash, text_id, vector_streams
-from kineflow.datasets.statistics import Moments, extend, feature_statistics, join
+from kineflow.datasets.statistics import Moments, Totals, feature_statistics, join
 from kineflow.datasets.store_error import room_for
 
 _SYNC_THREADS = 8  # the file system joins syncs that wait together
@@ -123,6 +125,14 @@ class EpisodeStore:
         segment, row = self._locate(index)
         return segment.episode(self.interface, row, self._manifest)
 
+    def jpegs(self, index: int, camera: str) -> list[bytes] | None:
+        """The JPEG bytes of `camera` in episode `index` as they are stored, checked; None where its codec is another one."""
+        segment, row = self._locate(index)
+        if segment.frame_array(camera).codec.name != "jpeg":
+            return None
+        first, length = (int(column[row]) for column in segment.extent(camera))
+        return [payload[:-4] for payload in segment.payloads(camera, first, first + length)]  # the crc32c is behind it
+
     def low_dim(self, name: str) -> Float32[np.ndarray, "N D"]:
         """A whole low-dimensional stream in RAM, episode after episode, checked against its checksums.
 
@@ -162,20 +172,44 @@ class EpisodeStore:
     def statistics(self, episodes: Sequence[int] | None = None) -> dict[str, FeatureStatistics]:
         """Statistics of each low-dimensional stream over the given episodes (default: all); keys include "action".
 
-        Moments merge from the per-episode ones kept while writing; quantiles are exact over the samples.
+        Moments merge from the per-episode ones kept while writing; quantiles are exact over the samples. More, and of splits:
+        `datasets/store_statistics.py`.
         """
-        chosen = self._distinct(range(self.num_episodes) if episodes is None else episodes)
+        chosen = self.distinct(range(self.num_episodes) if episodes is None else episodes)
         result = {}
         for name in vector_streams(self.interface):
-            moments, lengths = self._moments(name), self.stream_lengths(name)
+            moments, lengths = self.moments(name), self.stream_lengths(name)
             of_episode = np.repeat(np.arange(self.num_episodes), lengths)
             values = self.low_dim(name)[np.isin(of_episode, chosen)]
             result[name] = feature_statistics(Moments(moments.count[chosen], moments.rows[chosen]), values)
         return result
 
+    def moments(self, stream: str) -> Moments:
+        """Count, mean, M2, minimum and maximum of each episode, kept while writing."""
+        return join([segment.moments(stream) for segment in self._segments])
+
+    def sketch(self, stream: str, episodes: Int64[np.ndarray, "K"]) -> QuantileSketch:
+        """Quantile sketches of the given episodes, kept while writing."""
+        whole = side_by_side([segment.sketch(stream) for segment in self._segments])
+        return QuantileSketch(whole.count[episodes], whole.points[episodes])
+
+    def totals(self, split: str | None = None) -> Mapping[str, Totals]:
+        """Moments of each stream over all episodes or those of `split`, as the manifest keeps them for these segments."""
+        return kept_totals(self._manifest, self._segments, split)
+
+    def digests(self) -> UInt8[np.ndarray, "E 32"]:
+        """SHA-256 of the contents of each episode."""
+        return np.concatenate([np.zeros((0, 32), np.uint8), *(segment.column("digest") for segment in self._segments)])
+
+    def frames(self, camera: str, index: int, first: int, stop: int) -> np.ndarray:
+        """Frames `[first, stop)` of episode `index`, uint8 [n, H, W, 3] or uint16 [n, H, W], without reading the others."""
+        segment, row = self._locate(index)
+        start = int(segment.extent(camera)[0][row])
+        return segment.frames(camera, start + first, start + stop)
+
     def fingerprint(self) -> str:
         """Hash of schema and episode contents: equal for equal contents, however they were split into segments."""
-        digests = sorted(row.tobytes() for segment in self._segments for row in segment.column("digest"))
+        digests = sorted(row.tobytes() for row in self.digests())
         return hashlib.sha256(schema_hash(self.interface).encode() + b"".join(digests)).hexdigest()
 
     def writer(self, episodes_per_commit: int = 1, segment_id: str = "") -> EpisodeWriter:
@@ -199,13 +233,10 @@ class EpisodeStore:
                     self.reload()
 
     def _extended(self, added: SegmentEntry, episodes: Sequence[EncodedEpisode]) -> Manifest:
-        old = self._manifest
+        new = extended(self._manifest, self._segments, added, episodes)
         tasks = {str(text_id(e.episode.instruction)): _task(e.episode) for e in reversed(episodes) if e.episode.instruction}
         splits = {e.episode.split: text_id(e.episode.split) for e in episodes if e.episode.split}
-        stats = {n: extend(old.stats.get(n), [e.moments[n] for e in episodes]) for n in vector_streams(self.interface)}
-        return replace(
-            old, segments=(*old.segments, added), tasks={**tasks, **old.tasks}, splits={**old.splits, **splits}, stats=stats
-        )
+        return replace(new, tasks={**tasks, **new.tasks}, splits={**new.splits, **splits})
 
     def _show(self, manifest: Manifest) -> None:
         known = {s.entry.id: s for s in self._segments}
@@ -218,16 +249,14 @@ class EpisodeStore:
             raise StoreError(f"{self.path}: no episode {index}; it has {self.num_episodes}, numbered from 0")
         return self._place[index]
 
-    def _distinct(self, episodes: Sequence[int]) -> Int64[np.ndarray, "K"]:
+    def distinct(self, episodes: Sequence[int]) -> Int64[np.ndarray, "K"]:
+        """`episodes` sorted; raises StoreError when there are none, one is named twice or is unknown."""
         chosen = np.unique(np.asarray(episodes, np.int64))
         if len(chosen) == 0 or len(chosen) != len(episodes):
             raise StoreError(f"{self.path}: statistics need at least one episode, each named once; got {len(episodes)} entries")
         for index in chosen[[0, -1]]:
             self._locate(int(index))
         return chosen
-
-    def _moments(self, stream: str) -> Moments:
-        return join([segment.moments(stream) for segment in self._segments])
 
     def _per_episode(self, parts: Sequence[np.ndarray]) -> Int64[np.ndarray, "E"]:
         return np.concatenate([np.zeros(0, np.int64), *parts])
