@@ -15,7 +15,8 @@ from rich.table import Table
 from kineflow.contracts import FeatureStatistics, Interface, to_json
 from kineflow.datasets.codecs import FrameCodec
 from kineflow.datasets.episode_store import EpisodeStore
-from kineflow.datasets.manifest import NAME, Manifest, SegmentEntry, StoreError, read_manifest
+from kineflow.datasets.kept_totals import recounted
+from kineflow.datasets.manifest import NAME, Manifest, SegmentEntry, StoreError, read_manifest, segments_hash
 from kineflow.datasets.quantile_sketch import sketch
 from kineflow.datasets.segment import ACTION, Segment, episode_digest, schema_hash, vector_streams
 from kineflow.datasets.statistics import ROWS, Totals, join, measure, totals
@@ -332,6 +333,11 @@ def _totals(store: Path, manifest: Manifest) -> Iterator[Finding]:
             merged = totals(join([segment.moments(name) for segment in segments]))
             if name not in manifest.stats or not _same(merged, manifest.stats[name]):
                 yield Finding("error", NAME, f"statistics of '{name}' do not match those of its episodes", RESTORE)
+        if manifest.stats_of == segments_hash(manifest.segments):  # else they are not used
+            for split, merged_streams in recounted(manifest, segments).split_stats.items():
+                kept = manifest.split_stats.get(split, {})
+                if any(name not in kept or not _same(merged, kept[name]) for name, merged in merged_streams.items()):
+                    yield Finding("error", NAME, f"statistics of split '{split}' do not match those of its episodes", RESTORE)
     except StoreError:
         return  # reported with the file that causes it
 

@@ -5,8 +5,9 @@ episodes merges without the data and without mean(x^2) - mean(x)^2, whose digits
 
     n = sum n_i      m = sum n_i m_i / n      M2 = sum M2_i + sum n_i (m_i - m)^2      std = sqrt(M2 / n)
 
-Quantiles have no small exact sufficient statistic. A mergeable sketch of an episode of some hundred steps is larger than
-its samples and only approximate, so `quantiles` takes the exact ones from the samples, which training holds in RAM anyway.
+Quantiles have no small exact sufficient statistic: `quantiles` takes the exact ones from the samples, which training holds in
+RAM anyway; statistics that must not read the data estimate them from sketches (datasets/quantile_sketch.py). In a segment the
+column `<stream>_moments` holds both: float64 [E, 4 + 33, D], the rows `ROWS`, then the kept samples in ascending order.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from jaxtyping import Float, Int64
 
 from kineflow.contracts import FeatureStatistics
 
-ROWS = ("mean", "m2", "min", "max")  # row order of the stored array [E, 4, D]
+ROWS = ("mean", "m2", "min", "max")  # row order of the stored array
 
 
 @dataclass(frozen=True)

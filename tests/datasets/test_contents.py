@@ -67,7 +67,7 @@ def episodes(draw: st.DrawFn) -> Episode:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(written=st.lists(episodes(), min_size=1, max_size=4), episodes_per_commit=st.integers(1, 4))
 def test_everything_comes_back_to_the_bit(written: list[Episode], episodes_per_commit: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
