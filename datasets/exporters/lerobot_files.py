@@ -190,7 +190,8 @@ def _place(version: str, number: int) -> dict[str, int]:
 
 def _schema(types: Mapping[str, tuple[str, int]]) -> Any:
     pyarrow = require("pyarrow", PURPOSE)
-    fields, features = [], {}
+    fields: list[Any] = []
+    features: dict[str, Any] = {}
     for key, (dtype, width) in types.items():
         if dtype == "image":
             kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])

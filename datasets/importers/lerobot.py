@@ -96,7 +96,8 @@ class LeRobotData:
         listed = self._layout.episodes[index]
         table, where = self._rows.read(listed), f"{self._layout.root.name}, episode {listed.index}"
         stamp_ns, clock = self._stamps(table, where)
-        streams, jpeg = {}, {}
+        streams: dict[str, Stream] = {}
+        jpeg: dict[str, list[bytes]] = {}
         for name, column in self._columns.items():
             what = f"{where}, '{column.key}'"
             if column.kind == "vector":

@@ -220,7 +220,7 @@ def _listed_v3(root: Path, info: Mapping[str, Any], row: Mapping[str, Any], vide
         if None in place:
             raise KineflowError(f"{root / 'meta' / 'episodes'}: episode {index} lists no video of '{key}'; restore the metadata")
         values = {"video_key": key, "chunk_index": place[0], "file_index": place[1]}
-        clips[key] = Clip(_found(root, info.get("video_path"), None, values), float(place[2]), 0)
+        clips[key] = Clip(_found(root, info.get("video_path"), None, values), float(place[2] or 0.0), 0)
     tasks = tuple(map(str, row.get("tasks") or ()))
     return Listed(index, int(row["length"]), tasks, data, clips, str(row.get(EPISODE_SIDECAR) or ""))
 

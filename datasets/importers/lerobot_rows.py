@@ -62,7 +62,8 @@ class RowReader:
 
     def _groups(self, first: int, last: int) -> tuple[list[int], int]:
         """Row groups that hold rows `first` to `last`, and the row with which they begin."""
-        found, begins, start = [], 0, 0
+        found: list[int] = []
+        begins = start = 0
         for group in range(self._opened.metadata.num_row_groups):
             stop = start + self._opened.metadata.row_group(group).num_rows
             if start <= last and stop > first:
