@@ -150,6 +150,14 @@ def test_edm_and_lambda_need_more_steps_than_uniform(name: GridName, stds: tuple
         assert law_of_ddim(TimeGrid(name)(CondOT(), steps)) == pytest.approx((0.5, std), abs=1e-3)
 
 
+@pytest.mark.parametrize("name", ["edm", "lambda"])
+def test_a_narrow_path_bounds_the_grid(name: GridName) -> None:
+    """Ends that nobody chose lie no further out than what the head was trained on."""
+    path = VarianceExploding(sigma_min=0.1, sigma_max=10.0)
+    lambdas = TimeGrid(name)(path, 6)[:-1]
+    assert (lambdas[0].item(), lambdas[-1].item()) == pytest.approx((-math.log(10), math.log(10)), abs=1e-9)
+
+
 def test_lambda_ranges() -> None:
     assert lambda_range(CondOT()) == (-math.inf, math.inf)
     assert lambda_range(SquaredCos(100)) == pytest.approx((-7.615, 3.684), abs=1e-3)
