@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from kineflow.contracts import ContractError, Horizons, Interface, Observation
@@ -19,6 +19,14 @@ class Observed:
 
     state: Float[Tensor, "B T S"]
     images: Mapping[str, UInt8[Tensor, "B T H W 3"]]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What was observed when the previous chunk began, and how many actions of it are executed by now."""
+
+    observed: Observed
+    executed: Int64[Tensor, "B"]
 
 
 def observed(observation: Observation, interface: Interface, horizons: Horizons, device: torch.device) -> Observed:

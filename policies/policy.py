@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kineflow.contracts import (
@@ -37,7 +37,7 @@ from kineflow.policies.heads.unet import UNet
 from kineflow.policies.mix_flow import MixFlow
 from kineflow.policies.normaliser import ActionUnits, Normaliser, Scaling
 from kineflow.policies.objectives import MIP, Diffusion, FlowMap, FlowMatching, Regression
-from kineflow.policies.observed import Observed, observed
+from kineflow.policies.observed import Earlier, Observed, observed
 from kineflow.policies.policy_statistics import (
     joined_statistics,
     narrowed,
@@ -87,14 +87,6 @@ class PolicyConfig:
         spec = state_spec(interface, self.features)
         geometry = self.encoder.geometry(spec, self.horizons.observation)
         return training_statistics(geometry, origin_dimensions(self.relative_to, interface, spec), raw, state, action)
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """What was observed when the previous chunk began, and how many actions of it are executed by now."""
-
-    observed: Observed
-    executed: Int64[Tensor, "B"]
 
 
 @dataclass(frozen=True)

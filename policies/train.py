@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import kineflow
 from kineflow.config import load_config, save_config
-from kineflow.contracts import KineflowError, PolicyContract
+from kineflow.contracts import KineflowError, PolicyContract, Window
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.windows import WindowReader, WindowSampler
 from kineflow.policies.checkpoint import ChunkPolicy, checkpoint_steps, load_weights, network_tensors, read_contract
@@ -31,9 +31,9 @@ from kineflow.policies.distillation.mix_flow import PreviousChunk
 from kineflow.policies.distillation.teacher_policy import TeacherPolicy
 from kineflow.policies.ema import ExponentialMovingAverage
 from kineflow.policies.golden import golden_pair
-from kineflow.policies.observed import Observed
+from kineflow.policies.observed import Earlier, Observed
 from kineflow.policies.optimiser import adamw
-from kineflow.policies.policy import Earlier, PolicyConfig, PolicyNetwork, TrainingBatch
+from kineflow.policies.policy import PolicyConfig, PolicyNetwork, TrainingBatch
 from kineflow.policies.provenance import package_versions
 from kineflow.policies.train_config import TrainConfig as TrainConfig
 from kineflow.policies.train_console import device_named, training_progress
@@ -183,26 +183,25 @@ class Trainer:
         return teacher
 
     def _batch(self, indices: np.ndarray, reader: WindowReader, *, augment: bool = False) -> TrainingBatch:
+        window = self._read(indices, reader, augment)
+        weight = ~window.action_is_pad if self.config.mask_padding else np.ones_like(window.action_is_pad)
+        hidden, earlier = self._moved(window.state[..., len(self.network.state_statistics.mean) :]), None
+        known = self.data.privileged(hidden) if self.data.privileged else None
+        if isinstance(self.config.distillation, PreviousChunk):  # mirrored where the windows themselves are
+            before, gone = reader.earlier(indices, self.config.policy.horizons.execution)
+            earlier = Earlier(self._seen(self._read(before, reader, augment)), self._moved(gone))
+        action, counts = self._moved(window.action), self._moved(weight.astype(np.float32))
+        return TrainingBatch(self._seen(window), action, counts, known, earlier)
+
+    def _read(self, indices: np.ndarray, reader: WindowReader, augment: bool) -> Window:
         window = reader.read(indices)
         if augment and self.config.symmetry:
             window = self.config.symmetry(window, np.random.default_rng((self.config.seed, self.step)))
-        earlier = self._earlier(indices, reader, augment) if isinstance(self.config.distillation, PreviousChunk) else None
-        weight = ~window.action_is_pad if self.config.mask_padding else np.ones_like(window.action_is_pad)
-        images = {name: self._moved(frames) for name, frames in window.images.items()}
-        state, size = self._moved(window.state), len(self.network.state_statistics.mean)
-        known = self.data.privileged(state[..., size:]) if self.data.privileged else None
-        seen = Observed(state[..., :size], images)
-        return TrainingBatch(seen, self._moved(window.action), self._moved(weight.astype(np.float32)), known, earlier)
+        return window
 
-    def _earlier(self, indices: np.ndarray, reader: WindowReader, augment: bool) -> Earlier:
-        """What was observed one execution horizon before these windows, mirrored where they are."""
-        before, gone = reader.earlier(indices, self.config.policy.horizons.execution)
-        window = reader.read(before)
-        if augment and self.config.symmetry:
-            window = self.config.symmetry(window, np.random.default_rng((self.config.seed, self.step)))
+    def _seen(self, window: Window) -> Observed:
         images = {name: self._moved(frames) for name, frames in window.images.items()}
-        size = len(self.network.state_statistics.mean)
-        return Earlier(Observed(self._moved(window.state[..., :size]), images), self._moved(gone))
+        return Observed(self._moved(window.state[..., : len(self.network.state_statistics.mean)]), images)
 
     def _moved(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)

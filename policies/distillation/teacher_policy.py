@@ -18,8 +18,9 @@ from kineflow.policies.heads.guessing import GuessingHead
 from kineflow.policies.losses import draw_normal
 from kineflow.policies.mix_flow import MixFlow, shifted
 from kineflow.policies.normaliser import ActionUnits
+from kineflow.policies.observed import Earlier
 from kineflow.policies.paths import CondOT
-from kineflow.policies.policy import Earlier, PolicyConfig, PolicyNetwork, TrainingBatch
+from kineflow.policies.policy import PolicyConfig, PolicyNetwork, TrainingBatch
 
 SHARED = ("horizons", "features", "cameras", "relative_to", "encoder", "action_scaling")  # what a student cannot change
 
