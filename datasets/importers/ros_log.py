@@ -55,7 +55,7 @@ class RosLogs:
         self._lanes, self._rest = find_lanes(self._seen, [log.label for log in logs])
         if not self._lanes:
             raise KineflowError(f"{path}: no topic gives a stream: {self._rest}; record numbers, poses, commands or pictures")
-        self._plan = make_plan(self._lanes, load_schema(options.schema), str(path))
+        self._plan = make_plan(self._lanes, self._rest, load_schema(options.schema), str(path))
         self._infos = _camera_infos(self._plan, self._seen[0])
 
     @property

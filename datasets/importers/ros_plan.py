@@ -135,14 +135,21 @@ def _lanes_of(seen: Seen, logs: Sequence[Mapping[str, Seen]], label: str) -> dic
     return found
 
 
-def make_plan(lanes: Mapping[str, Lane], schema: LogSchema | None, where: str) -> Plan:
-    """The store's streams.
+def make_plan(lanes: Mapping[str, Lane], rest: Mapping[str, str], schema: LogSchema | None, where: str) -> Plan:
+    """The store's streams. `rest` says why other topics give none.
 
     Raises:
         KineflowError: no or several streams can be the action, or the schema asks for what the log has not; the message
             lists the streams and says what to write.
     """
-    schema = schema or LogSchema()
+    try:
+        return _plan(lanes, schema or LogSchema(), where)
+    except KineflowError as error:
+        others = "; ".join(f"{topic} ({reason})" for topic, reason in rest.items())
+        raise KineflowError(f"{error}. {_listed(lanes)}" + (f". No streams: {others}" if others else "")) from error
+
+
+def _plan(lanes: Mapping[str, Lane], schema: LogSchema, where: str) -> Plan:
     for ours in schema.topics:
         _lane(lanes, schema.topics[ours], ours, where)
     action = _lane(lanes, schema.topics["action"], "action", where) if "action" in schema.topics else _command(lanes, where)
@@ -190,7 +197,7 @@ def _lane(lanes: Mapping[str, Lane], wanted: str, ours: str, where: str) -> str:
         found = [name for name in found if lanes[name].part is not None]
     if len(found) != 1:
         problem = "which is several streams" if found else "which the log has not"
-        raise KineflowError(f"{where}: '{ours}' is to be '{wanted}', {problem}; correct the schema. {_listed(lanes)}")
+        raise KineflowError(f"{where}: '{ours}' is to be '{wanted}', {problem}; correct the schema")
     return found[0]
 
 
@@ -208,9 +215,9 @@ def _command(lanes: Mapping[str, Lane], where: str) -> str:
         if len(found) == 1:
             return found[0]
         if found:
-            raise KineflowError(f"{where}: {' and '.join(found)} could be the action; {_remedy(found[0])}. {_listed(lanes)}")
+            raise KineflowError(f"{where}: {' and '.join(found)} could be the action; {_remedy(found[0])}")
     example = next(iter(vectors), "cmd_vel")
-    raise KineflowError(f"{where}: no topic is called a command or action; {_remedy(example)}. {_listed(lanes)}")
+    raise KineflowError(f"{where}: no topic is called a command or action; {_remedy(example)}")
 
 
 def _remedy(example: str) -> str:

@@ -1,0 +1,447 @@
+"""Logs of robots: streams, units and frames from known messages, every clock kept, the action chosen or asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sqlite3
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given, settings, strategies as st
+
+from kineflow.contracts import KineflowError
+from kineflow.datasets.convert import import_data
+from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.importers.source import ImportOptions, Source, open_source
+
+pytest.importorskip("rosbags")
+pytest.importorskip("mcap")
+
+from kineflow.datasets.exporters.ros_messages import RosMessage, types
+from kineflow.datasets.exporters.rosbag2 import _write_db3
+from tests.datasets.ros_samples import MS, START, driving, header, make, pose, twist, write_log
+
+
+def opened(path: Path, schema: str = "", name: str = "mcap") -> Source:
+    options = ImportOptions()
+    if schema:
+        (path.parent / "schema.yaml").write_text(schema)
+        options = ImportOptions(path.parent / "schema.yaml")
+    return open_source(name, path, options)
+
+
+def one_topic(tmp_path: Path, topic: str, messages: list[Any], schema: str = "") -> Source:
+    """A log of commands and of `messages`, 100 ms apart."""
+    extra = [(topic, START + 100 * MS * i, message) for i, message in enumerate(messages)]
+    return opened(write_log(tmp_path / "log.mcap", driving() + extra), schema)
+
+
+def test_a_driving_log_keeps_every_clock(tmp_path: Path) -> None:
+    report = import_data("mcap", write_log(tmp_path / "drive.mcap", driving()), tmp_path / "s.eps")
+    store = EpisodeStore.open(tmp_path / "s.eps")
+    episode = store.episode(0)
+    assert (store.interface.action.vector.names[0], store.interface.action.rate_hz) == ("linear_x", 10.0)
+    assert store.interface.action.vector.units == ("m/s",) * 3 + ("rad/s",) * 3
+    assert store.interface.features["odom_pose"].vector.frame == "odom"
+    assert store.interface.features["odom_twist"].vector.frame == "base"
+    assert store.interface.features["odom_pose"].rate_hz == 20.0
+    np.testing.assert_array_equal(episode.streams["action"].stamp_ns, START + 100 * MS * np.arange(20))
+    np.testing.assert_array_equal(episode.streams["odom_pose"].stamp_ns, START - 3 * MS + 50 * MS * np.arange(40))
+    np.testing.assert_allclose(episode.streams["action"].values[:, 5], -0.4 * np.arange(20), rtol=1e-6)
+    np.testing.assert_array_equal(episode.streams["odom_pose"].values[7], [7, 14, 0, 0, 0, 0, 1])
+    assert report.carried["action"] == (
+        "/cmd_vel geometry_msgs/msg/Twist, stamps: log time; no header: frame base_link is the convention, not recorded"
+    )
+    assert report.carried["odom_pose"] == "/odom nav_msgs/msg/Odometry, stamps: header.stamp"
+
+
+def test_files_of_a_folder_are_episodes(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    write_log(tmp_path / "logs" / "b.mcap", driving(5, offset=10**12))
+    write_log(
+        tmp_path / "logs" / "a.mcap",
+        [*driving(7), ("/extra", START, twist(*[0.0] * 6)), ("/extra", START + 1, twist(*[1.0] * 6))],
+    )
+    source = opened(tmp_path / "logs")
+    assert [source.episode(i).source for i in range(2)] == ["a.mcap", "b.mcap"]
+    assert [len(source.episode(i).streams["action"].stamp_ns) for i in range(2)] == [7, 5]
+    assert source.facts.not_carried == {"/extra": "geometry_msgs/msg/Twist: not in every log (missing in b.mcap)"}
+
+
+def test_repeated_and_late_stamps_are_dropped_and_counted(tmp_path: Path) -> None:
+    messages = driving()
+    messages.insert(9, messages[5])  # odometry again, late
+    messages.append(messages[-1])  # and again, at once
+    source = opened(write_log(tmp_path / "log.mcap", messages))
+    assert source.facts.not_carried["/odom: messages"] == "2 whose header.stamp is not later than the one before were dropped"
+    episode = source.episode(0)
+    assert len(episode.streams["odom_pose"].stamp_ns) == 40
+    np.testing.assert_array_equal(episode.streams["odom_pose"].values[:, 0], np.arange(40))
+
+
+def test_a_clock_that_was_set_back_is_refused(tmp_path: Path) -> None:
+    late = [(topic, ns, message) for topic, ns, message in driving() if topic == "/cmd_vel"]
+    path = write_log(tmp_path / "log.mcap", [*driving(), *late, *late])
+    with pytest.raises(KineflowError, match=r"topic /cmd_vel: 40 of 60 time stamps do not increase .* split the log there"):
+        opened(path)
+
+
+def test_headers_that_were_never_filled_fall_back_to_the_log_time(tmp_path: Path) -> None:
+    messages = [make("geometry_msgs/msg/PoseStamped", header=header(0, "map"), pose=pose(i, 0, 0, 0, 0, 0, 1)) for i in range(4)]
+    source = one_topic(tmp_path, "/pose", messages)
+    assert source.facts.carried["pose"] == "/pose geometry_msgs/msg/PoseStamped, stamps: log time"
+    np.testing.assert_array_equal(source.episode(0).streams["pose"].stamp_ns, START + 100 * MS * np.arange(4))
+
+
+def joints(names: list[str], position: list[float], velocity: list[float], stamp: int) -> Any:
+    return make(
+        "sensor_msgs/msg/JointState",
+        header=header(stamp),
+        name=names,
+        position=np.array(position),
+        velocity=np.array(velocity),
+    )
+
+
+def test_joints_are_matched_by_name(tmp_path: Path) -> None:
+    messages = [joints(["b", "a"], [1.0, 2.0], [], START + 1), joints(["a", "b"], [4.0, 3.0], [], START + 2)]
+    source = one_topic(tmp_path, "/joint_states", messages)
+    vector = source.facts.interface.features["joint_states_position"].vector
+    assert (vector.names, vector.units) == (("b", "a"), ("rad or m",) * 2)
+    np.testing.assert_array_equal(source.episode(0).streams["joint_states_position"].values, [[1, 2], [3, 4]])
+    assert "joint_states_velocity" not in source.facts.interface.features
+
+
+def test_other_joints_in_between_are_refused_by_name(tmp_path: Path) -> None:
+    messages = [joints(["a"], [1.0], [], START + 1), joints(["grip"], [4.0], [], START + 2)]
+    source = one_topic(tmp_path, "/joint_states", messages)
+    with pytest.raises(KineflowError, match=r"log.mcap, topic /joint_states, message 1: joints \['grip'\] with position"):
+        source.episode(0)
+
+
+def test_imu_without_orientation_gives_none(tmp_path: Path) -> None:
+    def imu(unknown: bool, i: int) -> Any:
+        covariance = np.full(9, -1.0 if unknown else 0.0)
+        spin = make("geometry_msgs/msg/Vector3", x=1.0, y=2.0, z=3.0)
+        quaternion = make("geometry_msgs/msg/Quaternion", w=1.0)
+        fields = {"orientation": quaternion, "orientation_covariance": covariance, "angular_velocity": spin}
+        return make("sensor_msgs/msg/Imu", header=header(START + i, "imu_link"), linear_acceleration=spin, **fields)
+
+    known = one_topic(tmp_path, "/imu/data", [imu(False, i) for i in range(3)])
+    assert known.facts.interface.features["imu_data"].vector.units == ("rad/s",) * 3 + ("m/s^2",) * 3
+    assert known.facts.interface.features["imu_data"].vector.frame == "imu_link"
+    np.testing.assert_array_equal(known.episode(0).streams["imu_data_orientation"].values[0], [0, 0, 0, 1])
+    unknown = one_topic(tmp_path, "/imu/data", [imu(True, i) for i in range(3)])
+    assert "imu_data_orientation" not in unknown.facts.interface.features
+
+
+def test_fixes_become_local_metres(tmp_path: Path) -> None:
+    step = 1e-5  # degrees: 1.11 m to the north
+    fixes = [
+        make("sensor_msgs/msg/NavSatFix", header=header(START + i), latitude=48.1 + i * step, longitude=11.5, altitude=500.0 + i)
+        for i in range(3)
+    ]
+    source = one_topic(tmp_path, "/fix", fixes)
+    assert source.facts.interface.features["fix"].vector.frame == "enu(WGS84 48.1 11.5 500.0)"
+    np.testing.assert_allclose(source.episode(0).streams["fix"].values, [[0, 1.1119 * i, i] for i in range(3)], atol=2e-3)
+
+
+def test_scans_hold_finite_ranges(tmp_path: Path) -> None:
+    scans = [
+        make(
+            "sensor_msgs/msg/LaserScan",
+            header=header(START + i, "laser"),
+            range_min=0.1,
+            range_max=8.0,
+            ranges=np.float32([1.5, math.inf, -math.inf, math.nan]),
+        )
+        for i in range(2)
+    ]
+    source = one_topic(tmp_path, "/scan", scans)
+    np.testing.assert_array_equal(source.episode(0).streams["scan"].values[0], np.float32([1.5, 8.0, 0.1, 0.0]))
+    assert "inf kept as range_max 8" in source.facts.carried["scan"]
+
+
+ENCODINGS = {"rgb8": (0, 1, 2), "bgr8": (2, 1, 0), "rgba8": (0, 1, 2, 0), "bgra8": (2, 1, 0, 0), "mono8": (0,)}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_raw_pictures_of_every_byte_order(tmp_path: Path, encoding: str) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    rows = rgb[:, :, list(ENCODINGS[encoding])].reshape(4, -1)
+    padded = np.concatenate([rows, np.full((4, 3), 7, np.uint8)], 1)  # `step` may be longer than a row
+    image = {"height": 4, "width": 5, "encoding": encoding, "step": padded.shape[1], "data": padded.reshape(-1)}
+    messages = [make("sensor_msgs/msg/Image", header=header(START + i, "cam"), **image) for i in range(2)]
+    info = make(
+        "sensor_msgs/msg/CameraInfo", k=np.array([9.0, 0, 2, 0, 9, 2, 0, 0, 1]), distortion_model="plumb_bob", d=np.zeros(5)
+    )
+    log = [*driving(), ("/cam/camera_info", START, info)]
+    log += [("/cam/image_raw", START + i, message) for i, message in enumerate(messages)]
+    source = opened(write_log(tmp_path / "log.mcap", log))
+    expected = rgb if encoding != "mono8" else np.repeat(rgb[:, :, :1], 3, 2)
+    np.testing.assert_array_equal(source.episode(0).streams["cam"].values, [expected, expected])
+    calibration = source.facts.cameras["cam"].calibration
+    assert calibration is not None
+    assert calibration.intrinsics[0] == (9.0, 0.0, 2.0)
+    assert "body_from_camera is the identity" in source.facts.not_carried["extrinsics of cam"]
+
+
+def test_depth_and_unknown_pictures(tmp_path: Path) -> None:
+    depth = (np.arange(20).reshape(4, 5) * 1000).astype(">u2")
+    fields = {
+        "height": 4,
+        "width": 5,
+        "step": 10,
+        "encoding": "16UC1",
+        "is_bigendian": 1,
+        "data": depth.view(np.uint8).reshape(-1),
+    }
+    messages = [make("sensor_msgs/msg/Image", header=header(START + i), **fields) for i in range(2)]
+    source = one_topic(tmp_path, "/depth/image_rect", messages)
+    assert source.facts.interface.cameras["depth"].kind == "depth"
+    np.testing.assert_array_equal(source.episode(0).streams["depth"].values[1], depth)
+    fields["encoding"] = "bayer_rggb8"
+    messages = [make("sensor_msgs/msg/Image", header=header(START + i), **fields) for i in range(2)]
+    rest = one_topic(tmp_path, "/depth/image_rect", messages).facts.not_carried
+    assert "encoding 'bayer_rggb8' is not one of rgb8, bgr8" in rest["/depth/image_rect"]
+
+
+def test_jpeg_bytes_pass_through(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    jpegs = [simplejpeg.encode_jpeg(rng.integers(0, 256, (16, 16, 3), np.uint8), quality=70) for _ in range(3)]
+    messages = [
+        make(
+            "sensor_msgs/msg/CompressedImage",
+            header=header(START + i),
+            format="rgb8; jpeg compressed bgr8",
+            data=np.frombuffer(j, np.uint8),
+        )
+        for i, j in enumerate(jpegs)
+    ]
+    source = one_topic(tmp_path, "/cam/image_raw/compressed", messages)
+    import_data("mcap", tmp_path / "log.mcap", tmp_path / "s.eps")
+    assert EpisodeStore.open(tmp_path / "s.eps").jpegs(0, "cam") == jpegs
+    np.testing.assert_array_equal(source.episode(0).streams["cam"].values[2], simplejpeg.decode_jpeg(jpegs[2]))
+
+
+def test_a_frame_that_changes_is_refused(tmp_path: Path) -> None:
+    messages = [
+        make("geometry_msgs/msg/PoseStamped", header=header(START + i, f), pose=pose(*[0.0] * 7))
+        for i, f in enumerate(("map", "odom"))
+    ]
+    with pytest.raises(KineflowError, match=r"topic /pose, message 1: frame_id is 'odom', before it was 'map'"):
+        one_topic(tmp_path, "/pose", messages).episode(0)
+
+
+def without_commands() -> list[tuple[str, int, Any]]:
+    return [entry for entry in driving() if entry[0] != "/cmd_vel"]
+
+
+def test_a_log_without_a_command_says_what_to_write(tmp_path: Path) -> None:
+    path = write_log(tmp_path / "log.mcap", without_commands())
+    with pytest.raises(
+        KineflowError, match=r"topics: \{action: odom_pose\}.*Streams: odom_pose \(/odom nav_msgs/msg/Odometry\), odom_twist"
+    ):
+        opened(path)
+    source = opened(path, "topics: {action: odom_twist}")
+    assert list(source.facts.interface.features) == ["odom_pose"]
+    np.testing.assert_array_equal(source.episode(0).streams["action"].values[:, 0], np.arange(40))
+
+
+def test_two_commands_are_not_guessed_between(tmp_path: Path) -> None:
+    extra = [("/joy/cmd_vel", START + i, twist(*[0.0] * 6)) for i in range(2)]
+    path = write_log(tmp_path / "log.mcap", driving() + extra)
+    with pytest.raises(KineflowError, match=r"cmd_vel and joy_cmd_vel could be the action; write `topics: \{action: cmd_vel\}`"):
+        opened(path)
+    source = opened(path, "topics: {action: /joy/cmd_vel}")
+    assert len(source.episode(0).streams["action"].stamp_ns) == 2
+    assert "cmd_vel" in source.facts.interface.features
+
+
+DECLARED = """
+topics: {action: cmd_vel, where: odom_pose}
+features:
+  where: {rate_hz: 20.0, vector: {names: [y, x], units: [m, m], frame: map, low: [-inf, -inf], high: [inf, inf]}}
+action: {rate_hz: 10.0, vector: {names: [linear_x, angular_z], units: [m/s, rad/s], frame: base, low: [-1, -1], high: [1, 1]}}
+"""
+
+
+def test_a_schema_selects_streams_and_dimensions(tmp_path: Path) -> None:
+    source = opened(write_log(tmp_path / "log.mcap", driving()), DECLARED)
+    episode = source.episode(0)
+    assert set(episode.streams) == {"where", "action"}
+    np.testing.assert_array_equal(episode.streams["where"].values[3], [6, 3])
+    np.testing.assert_allclose(episode.streams["action"].values[2], [0.4, -0.8], rtol=1e-6)
+    assert source.facts.interface.action.vector.high == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ("topics: {action: nowhere}", r"'action' is to be 'nowhere', which the log has not.*Streams: cmd_vel"),
+        ("topics: {action: /odom}", r"'action' is to be '/odom', which is several streams"),
+        (DECLARED.replace("[y, x], units: [m, m]", "[u, v], units: [m, m]"), r"'where' has the dimensions \('u', 'v'\)"),
+        ("cameras: {top: {height: 4, width: 4, rate_hz: 1.0}}", "'top' is to be 'top', which the log has not"),
+    ],
+)
+def test_schemas_that_do_not_fit_are_refused(tmp_path: Path, schema: str, message: str) -> None:
+    with pytest.raises(KineflowError, match=message):
+        opened(write_log(tmp_path / "log.mcap", driving()), schema)
+
+
+def test_a_crashed_recorder_loses_its_last_chunk_only(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, 320 * 320 * 3, np.uint8)
+    image = {"height": 320, "width": 320, "step": 960, "encoding": "rgb8", "data": noise}
+    bulk = [("/cam", START + 150 * MS * i, make("sensor_msgs/msg/Image", **image)) for i in range(12)]
+    whole = write_log(tmp_path / "whole.mcap", sorted(driving() + bulk, key=lambda entry: entry[1]))
+    data = whole.read_bytes()
+    chunks = [offset for opcode, offset in records(data) if opcode == 6]
+    assert len(chunks) > 2
+    for name, cut, count in (("mid", chunks[2] + 1000, 2), ("edge", chunks[2], 2), ("head", chunks[1] + 4, 1)):
+        torn = tmp_path / f"{name}.mcap"
+        torn.write_bytes(data[:cut])
+        source = opened(torn)
+        assert f"read up to byte {chunks[count]}" in source.facts.not_carried[f"{name}.mcap: end"]
+        part, full = source.episode(0).streams["action"], opened(whole).episode(0).streams["action"]
+        assert 0 < len(part.stamp_ns) < len(full.stamp_ns)
+        np.testing.assert_array_equal(part.values, full.values[: len(part.values)])
+    assert opened(whole).facts.not_carried == {}
+
+
+def records(data: bytes) -> list[tuple[int, int]]:
+    found, at = [], 8
+    while at + 9 <= len(data) - 8:
+        found.append((data[at], at))
+        at += 9 + struct.unpack_from("<Q", data, at + 1)[0]
+    return found
+
+
+def test_damage_inside_a_chunk_is_refused_not_skipped(tmp_path: Path) -> None:
+    path = write_log(tmp_path / "log.mcap", driving(200))
+    data = bytearray(path.read_bytes())
+    chunk = next(offset for opcode, offset in records(bytes(data)) if opcode == 6)
+    data[chunk + 400] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(KineflowError, match=rf"log.mcap, chunk at byte {chunk}: .*mcap recover"):
+        opened(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_damage_of_an_mcap_ends_in_another_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    whole = bytearray(write_log(folder / "log.mcap", driving(8)).read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    (folder / "log.mcap").write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    with contextlib.suppress(KineflowError):
+        opened(folder / "log.mcap").episode(0)
+
+
+def test_other_encodings_are_listed_with_the_reason(tmp_path: Path) -> None:
+    from mcap.writer import Writer
+
+    with open(tmp_path / "log.mcap", "wb") as file:
+        writer = Writer(file)
+        writer.start()
+        binary = writer.register_schema("sensor_msgs/msg/Imu", "protobuf", b"\xff\xfe\x00binary")
+        channel = writer.register_channel("/imu", "protobuf", binary)
+        for i in range(3):
+            writer.add_message(channel, i, b"x", i)
+        writer.add_metadata("setup", {"a": "b"})
+        writer.finish()
+    with pytest.raises(KineflowError, match=r"no topic gives a stream.*message encoding 'protobuf', only cdr and ros1"):
+        opened(tmp_path / "log.mcap")
+
+
+def test_ros1_messages_are_read(tmp_path: Path) -> None:
+    from mcap.writer import Writer
+
+    text = "Header header\nTwist twist\n" + "=" * 80 + "\nMSG: std_msgs/Header\nuint32 seq\ntime stamp\nstring frame_id\n"
+    text += "=" * 80 + "\nMSG: geometry_msgs/Twist\nVector3 linear\nVector3 angular\n"
+    text += "=" * 80 + "\nMSG: geometry_msgs/Vector3\nfloat64 x\nfloat64 y\nfloat64 z\n"
+    with open(tmp_path / "log.mcap", "wb") as file:
+        writer = Writer(file)
+        writer.start("ros1")
+        schema = writer.register_schema("geometry_msgs/TwistStamped", "ros1msg", text.encode())
+        channel = writer.register_channel("/cmd_vel", "ros1", schema)
+        for i in range(3):
+            data = (
+                struct.pack("<III", i, 1_700_000_000 + i, 5)
+                + struct.pack("<I", 4)
+                + b"base"
+                + struct.pack("<6d", *range(i, i + 6))
+            )
+            writer.add_message(channel, i, data, i)
+        writer.finish()
+    source = opened(tmp_path / "log.mcap")
+    action = source.episode(0).streams["action"]
+    np.testing.assert_array_equal(action.stamp_ns, [START + 5 + i * 10**9 for i in range(3)])
+    np.testing.assert_array_equal(action.values[2], [2, 3, 4, 5, 6, 7])
+    assert source.facts.interface.action.vector.frame == "base"
+
+
+def write_bag(folder: Path, messages: list[tuple[str, int, Any]]) -> Path:
+    folder.mkdir()
+    store = types()
+    rows = (RosMessage(t, m.__msgtype__, ns, bytes(store.serialize_cdr(m, m.__msgtype__))) for t, ns, m in messages)
+    _write_db3(folder / f"{folder.name}_0.db3", rows)
+    return folder
+
+
+def test_a_bag_that_was_never_closed_is_read(tmp_path: Path) -> None:
+    source = opened(write_bag(tmp_path / "bag", driving()), name="rosbag2")
+    assert "recorder did not finish" in source.facts.not_carried["bag: metadata.yaml"]
+    assert len(source.episode(0).streams["action"].stamp_ns) == 20
+    alone = opened(tmp_path / "bag" / "bag_0.db3", name="rosbag2")
+    np.testing.assert_array_equal(alone.episode(0).streams["action"].values, source.episode(0).streams["action"].values)
+
+
+def test_the_parts_of_a_split_bag_follow_one_another(tmp_path: Path) -> None:
+    bag = write_bag(tmp_path / "bag", driving(4))
+    (bag / "bag_0.db3").rename(bag / "bag_9.db3")
+    write_bag(tmp_path / "more", driving(6, offset=10**12))
+    (tmp_path / "more" / "more_0.db3").rename(bag / "bag_10.db3")
+    stamp_ns = opened(bag, name="rosbag2").episode(0).streams["action"].stamp_ns
+    assert (len(stamp_ns), stamp_ns[4] - stamp_ns[0]) == (10, 10**12)
+
+
+def test_bags_that_cannot_be_read_say_why(tmp_path: Path) -> None:
+    bag = write_bag(tmp_path / "bag", driving())
+    said = "rosbag2_bagfile_information:\n  relative_file_paths: [bag_0.db3]\n"
+    for text, message in (
+        ("a: b", "not the metadata of a rosbag2.*ros2 bag reindex bag"),
+        (said.replace("bag_0", "bag_7"), r"bag_7.db3 is not there, but .*metadata.yaml names it"),
+        (said + "  compression_format: zstd\n  compression_mode: FILE\n", r"compressed as a whole \(FILE, zstd\)"),
+    ):
+        (bag / "metadata.yaml").write_text(text)
+        with pytest.raises(KineflowError, match=message):
+            opened(bag, name="rosbag2")
+    (bag / "metadata.yaml").unlink()
+    file = bag / "bag_0.db3"
+    file.write_bytes(file.read_bytes()[:9000])
+    with pytest.raises(KineflowError, match=r"bag_0.db3 is not a whole rosbag2 database.*sqlite3 FILE .recover"):
+        opened(bag, name="rosbag2")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(KineflowError, match=r"no rosbag2 folder"):
+        opened(tmp_path / "empty", name="rosbag2")
+    with pytest.raises(KineflowError, match=r"holds no .mcap file"):
+        opened(tmp_path / "empty")
+
+
+def test_types_of_a_db3_come_from_the_distribution(tmp_path: Path) -> None:
+    bag = write_bag(tmp_path / "bag", driving())
+    connection = sqlite3.connect(bag / "bag_0.db3")
+    connection.execute("UPDATE topics SET type = 'nav_msgs/msg/Odometrie' WHERE name = '/odom'")
+    connection.commit()
+    connection.close()
+    (bag / "metadata.yaml").write_text(
+        "rosbag2_bagfile_information:\n  relative_file_paths: [bag_0.db3]\n  ros_distro: jazzy\n  version: 9\n"
+    )
+    rest = opened(bag, name="rosbag2").facts.not_carried
+    assert rest["/odom"] == "nav_msgs/msg/Odometrie, 40 messages: not a type that this importer turns into a stream"
