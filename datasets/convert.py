@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kineflow.contracts import KineflowError
+from kineflow.datasets.engines import EPISODES_PER_COMMIT, Engine, Job, import_with
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.importers.source import ImportOptions, open_source
 from kineflow.datasets.manifest import sync
-
-EPISODES_PER_COMMIT = 64
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,17 @@ def import_data(
     destination: Path,
     options: ImportOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
+    workers: int = 1,
+    engine: Engine = "pool",
 ) -> ImportReport:
     """Import the data of format `name` at `source` as a new store at `destination`; `progress(done, total)` counts episodes.
 
+    With several `workers` (datasets/engines.py) episodes and fingerprint are the same as with one; `done` falls when a worker
+    dies and its episodes are done again. As with any spawned process, a script that calls this needs `if __name__ == "__main__"`.
+
     Raises:
-        KineflowError: not such data, an episode that cannot be carried (named), or something exists at `destination`.
+        KineflowError: not such data, an episode that cannot be carried (named), something exists at `destination`, or
+            workers that keep dying.
     """
     began, source, destination = time.monotonic(), Path(source), Path(destination)
     if destination.exists():
@@ -56,11 +61,16 @@ def import_data(
         store = EpisodeStore.create(
             Path(staged) / "store", facts.interface, facts.clock, facts.provenance, licence, facts.cameras
         )
-        with store.writer(EPISODES_PER_COMMIT) as writer:
-            for index in range(len(opened)):
-                writer.add(opened.episode(index))
-                if progress is not None:
-                    progress(index + 1, len(opened))
+        if workers == 1 and engine == "pool":
+            # The codecs of the first episode are those of all, so that nothing depends on where segments begin.
+            with store.writer(EPISODES_PER_COMMIT, codecs={}) as writer:
+                for index in range(len(opened)):
+                    writer.add(opened.episode(index))
+                    if progress is not None:
+                        progress(index + 1, len(opened))
+        else:
+            job = Job(name, source.absolute(), options, store.path.absolute())
+            import_with(engine, workers, job, store, opened, progress or (lambda done, total: None))
         steps = int(store.lengths.sum())
         store.path.rename(destination)
     sync(destination.parent)

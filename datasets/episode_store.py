@@ -28,7 +28,7 @@ from kineflow.datasets.camera_check import check_cameras
 from kineflow.datasets.codecs import FrameCodec, choose
 from kineflow.datasets.committing import committing
 from kineflow.datasets.episode_check import check_interface, checked
-from kineflow.datasets.kept_totals import extended, kept_totals
+from kineflow.datasets.kept_totals import extended, kept_totals, recounted
 from kineflow.datasets.manifest import (
     CameraRecord,
     Manifest,
@@ -212,9 +212,14 @@ class EpisodeStore:
         digests = sorted(row.tobytes() for row in self.digests())
         return hashlib.sha256(schema_hash(self.interface).encode() + b"".join(digests)).hexdigest()
 
-    def writer(self, episodes_per_commit: int = 1, segment_id: str = "") -> EpisodeWriter:
-        """Append episodes: 1 a commit while recording, many for an import; `segment_id` names the one segment of a recording."""
-        return EpisodeWriter(self, episodes_per_commit, segment_id)
+    def writer(
+        self, episodes_per_commit: int = 1, segment_id: str = "", codecs: Mapping[str, FrameCodec] | None = None
+    ) -> EpisodeWriter:
+        """Append episodes: 1 a commit while recording, many for an import; `segment_id` names the one segment of a recording.
+
+        `codecs` are those of all segments where they fit ({}: those of the first episode); without it each segment is probed.
+        """
+        return EpisodeWriter(self, episodes_per_commit, segment_id, codecs)
 
     def commit(self, episodes: Sequence[EncodedEpisode], segment_id: str = "") -> None:
         """Append one segment durably; a commit by another writer meanwhile is kept, ours comes after it.
@@ -224,7 +229,7 @@ class EpisodeStore:
         """
         segment_id = segment_id or new_ulid()
         with committing(self.path, segment_id):
-            added = _write_segment(self.path, self.interface, episodes, segment_id)
+            added = write_segment(self.path, self.interface, episodes, segment_id)
             while True:
                 try:
                     self._show(replace_manifest(self.path, self._extended(added, episodes), self._manifest.generation))
@@ -232,11 +237,22 @@ class EpisodeStore:
                 except StaleGeneration:
                     self.reload()
 
+    def list_written(self, written: Sequence[SegmentEntry], episodes: Sequence[Episode]) -> None:
+        """Append segments that others wrote below this store (`write_segment`), in this order and in one commit.
+
+        `episodes` are those in them that have an instruction or a split; their streams are not needed.
+        """
+        while True:
+            listed = replace(_named(self._manifest, episodes), segments=(*self._manifest.segments, *written))
+            segments = [*self._segments, *(Segment(self.path, entry) for entry in written)]
+            try:
+                self._show(replace_manifest(self.path, recounted(listed, segments), self._manifest.generation))
+                return
+            except StaleGeneration:
+                self.reload()
+
     def _extended(self, added: SegmentEntry, episodes: Sequence[EncodedEpisode]) -> Manifest:
-        new = extended(self._manifest, self._segments, added, episodes)
-        tasks = {str(text_id(e.episode.instruction)): _task(e.episode) for e in reversed(episodes) if e.episode.instruction}
-        splits = {e.episode.split: text_id(e.episode.split) for e in episodes if e.episode.split}
-        return replace(new, tasks={**tasks, **new.tasks}, splits={**new.splits, **splits})
+        return _named(extended(self._manifest, self._segments, added, episodes), [e.episode for e in episodes])
 
     def _show(self, manifest: Manifest) -> None:
         known = {s.entry.id: s for s in self._segments}
@@ -265,12 +281,19 @@ class EpisodeStore:
 class EpisodeWriter:
     """Context manager that appends checked episodes; on an exception what is not committed yet is dropped."""
 
-    def __init__(self, store: EpisodeStore, episodes_per_commit: int, segment_id: str = "") -> None:
+    def __init__(
+        self,
+        store: EpisodeStore,
+        episodes_per_commit: int,
+        segment_id: str = "",
+        codecs: Mapping[str, FrameCodec] | None = None,
+    ) -> None:
         if episodes_per_commit < 1:
             raise StoreError(f"episodes_per_commit is {episodes_per_commit}; it must be at least 1")
         self._store = store
         self._episodes_per_commit = episodes_per_commit
         self._segment_id = segment_id
+        self._given = codecs
         self._pending: list[EncodedEpisode] = []
 
     def __enter__(self) -> EpisodeWriter:
@@ -288,7 +311,7 @@ class EpisodeWriter:
         """
         number = self._store.num_episodes + len(self._pending)
         episode = checked(self._store.interface, episode, number)
-        codecs = self._codecs(episode)
+        codecs = self.codecs_of(episode)
         if self._pending and not all(codec.same_bytes(self._pending[0].codecs[name]) for name, codec in codecs.items()):
             self.commit()  # a segment has one codec for each camera
         self._pending.append(encode_episode(self._store.interface, episode, codecs))
@@ -301,21 +324,28 @@ class EpisodeWriter:
             self._store.commit(self._pending, self._segment_id)
             self._pending = []
 
-    def _codecs(self, episode: Episode) -> dict[str, FrameCodec]:
-        """For each camera: as the episodes before it in its segment, where that is possible; else probed."""
-        codecs, records = dict(self._pending[0].codecs) if self._pending else {}, self._store.manifest.cameras
+    def codecs_of(self, episode: Episode) -> dict[str, FrameCodec]:
+        """For each camera: the given one, or as the episodes before it in its segment, where that is possible; else probed."""
+        before = self._pending[0].codecs if self._pending else {}
+        codecs, records = dict(self._given or before), self._store.manifest.cameras
         for name in self._store.interface.cameras:
             source = episode.jpeg.get(name)
             if name not in codecs or (source is not None) != (codecs[name].quality == "source"):
                 codecs[name] = choose(records[name].codec, episode.streams[name].values, source)
+        if self._given is not None and not self._given:
+            self._given = codecs
         return codecs
 
 
-def _task(episode: Episode) -> TaskRecord:
-    return TaskRecord(episode.instruction, episode.language)
+def _named(manifest: Manifest, episodes: Sequence[Episode]) -> Manifest:
+    """`manifest` with the instructions and splits of `episodes` spelled out; the first to give a text gives its language."""
+    tasks = {str(text_id(e.instruction)): TaskRecord(e.instruction, e.language) for e in reversed(episodes) if e.instruction}
+    splits = {e.split: text_id(e.split) for e in episodes if e.split}
+    return replace(manifest, tasks={**tasks, **manifest.tasks}, splits={**manifest.splits, **splits})
 
 
-def _write_segment(store: Path, interface: Interface, episodes: Sequence[EncodedEpisode], segment_id: str) -> SegmentEntry:
+def write_segment(store: Path, interface: Interface, episodes: Sequence[EncodedEpisode], segment_id: str) -> SegmentEntry:
+    """Write `segments/<segment_id>/` durably, in the store at `store` but in no manifest yet; callers hold `committing`."""
     files = pack(interface, episodes)
     added = entry(segment_id, episodes, files)
     staged = store / "staging" / added.id

@@ -19,6 +19,8 @@ def add(verbs: Any) -> None:
     load.add_argument("--schema", type=Path, help="YAML interface that names the dimensions, units and rate of unknown data")
     load.add_argument("--rate-hz", type=positive, help="rate of data without clocks or a schema")
     load.add_argument("--licence", default="", help="licence of the data, kept in the store")
+    load.add_argument("--workers", type=int, default=1, help="processes that read and encode; the store is the same")
+    load.add_argument("--engine", choices=("pool", "ray"), default="pool", help="ray: the extra 'scale', a cluster")
     load.add_argument("source", type=Path)
     load.add_argument("destination", type=Path)
     add_verb(data, "info", _info, "what a store holds").add_argument("store", type=Path)
@@ -51,6 +53,8 @@ def _import(args: argparse.Namespace) -> int:
             args.destination,
             ImportOptions(args.schema, args.rate_hz, args.licence),
             lambda done, total: progress.update(task, completed=done, total=total),
+            args.workers,
+            args.engine,
         )
     show(args, to_plain(report), lambda: Console().print_json(to_json(report)))
     return 0
