@@ -15,12 +15,14 @@ import torch
 from kineflow.config import from_plain, to_plain_config
 from kineflow.contracts import KineflowError
 from kineflow.policies.analytic import Mixture, MixtureHead
-from kineflow.policies.field import Field, SampleOptions
+from kineflow.policies.field import Field, HeadField, SampleOptions
+from kineflow.policies.guidance import ClassifierFreeGuidance, Clip
 from kineflow.policies.losses import draw_times, row_mean
-from kineflow.policies.objectives import MIP, Diffusion, FlowMatching, ObjectiveConfig, Regression
+from kineflow.policies.objectives import MIP, Diffusion, FlowMap, FlowMatching, ObjectiveConfig, Regression
 from kineflow.policies.paths import CondOT, ContinuousSquaredCos, Cosine, Path, SquaredCos, VarianceExploding, VPLinear
 from kineflow.policies.predictions import Prediction
-from kineflow.policies.samplers import RowNoise
+from kineflow.policies.samplers import RowNoise, sde
+from kineflow.policies.time_grids import TimeGrid
 
 DOUBLE = torch.float64
 PATHS = [CondOT(), Cosine(), VPLinear(), ContinuousSquaredCos(), SquaredCos(100), VarianceExploding()]
@@ -220,6 +222,33 @@ def test_steps_and_guidance_can_be_overridden() -> None:
     guided = objective.sample(head, noise[2], condition, SampleOptions(null, guidance_scale=3.0))
     assert head.seen[-1][0].shape[0] == 4
     torch.testing.assert_close(guided - plain, torch.full_like(plain, 2.0), rtol=1e-5, atol=1e-5)  # velocity 1 -> 3, for t = 0..1
+
+
+@pytest.mark.parametrize("kind", [FlowMatching, Diffusion])
+def test_sampling_is_what_is_configured(kind: type[FlowMatching] | type[Diffusion]) -> None:
+    """Interval, clip, grid, solver and its k: what `sample` makes of them is what one puts together by hand."""
+    condition, null, grid = torch.ones(3, 1, 1, dtype=DOUBLE), torch.zeros(1, 1, 1, dtype=DOUBLE), TimeGrid("shifted", shift=2.0)
+    head: Answer = lambda x, t, c: 0.7 * torch.tanh(x) + 0.3 * (0 if c is None else c)  # noqa: E731
+    settings = {"solver": "sde", "diffusion": 0.5, "grid": grid, "guidance_interval": (-2.0, 0.5), "clip": 0.8}
+    objective = kind(prediction="sample", condition_dropout=0.1, guidance_scale=2.0, steps=6, **settings)  # type: ignore[arg-type]
+
+    def sampled(chosen: FlowMatching | Diffusion) -> torch.Tensor:
+        return chosen.sample(head, RowNoise(np.arange(3), (4, 2), DOUBLE), condition, SampleOptions(null))
+
+    guided = ClassifierFreeGuidance(HeadField(head, objective.path, objective.prediction), null, 2.0, (-2.0, 0.5))
+    fresh = RowNoise(np.arange(3), (4, 2), DOUBLE)
+    by_hand = sde(Clip(guided, -0.8, 0.8), fresh.draw(), grid(objective.path, 6), condition, fresh, k=0.5)
+    assert torch.equal(sampled(objective), by_hand)
+    for name, other in {"diffusion": 1.0, "grid": TimeGrid(), "guidance_interval": (-2.0, math.inf), "clip": 0.7}.items():
+        assert not torch.equal(sampled(dataclasses.replace(objective, **{name: other})), by_hand), name  # type: ignore[arg-type]
+
+
+def test_the_diagonal_of_a_flow_map_is_sampled_as_configured() -> None:
+    head: Answer = lambda x, t, c: torch.tanh(2 * x) - x  # noqa: E731
+    grid, fresh, again = TimeGrid("shifted", shift=2.0), *(RowNoise(np.arange(3), (4, 2), DOUBLE) for _ in range(2))
+    sampled = FlowMap(solver="sde", steps=6, diffusion=0.5, grid=grid, clip=0.8).sample(head, again, None)
+    field = Clip(HeadField(head, CondOT(), "velocity"), -0.8, 0.8)
+    assert torch.equal(sampled, sde(field, fresh.draw(), grid(CondOT(), 6), None, fresh, k=0.5))
 
 
 def test_a_guide_stands_between_the_head_and_its_solver() -> None:
