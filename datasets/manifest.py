@@ -113,7 +113,8 @@ def read_manifest(store: Path) -> Manifest:
     """
     file = store / NAME
     try:
-        data = json.loads(file.read_bytes())
+        text = file.read_bytes()
+        data = json.loads(text)
     except FileNotFoundError:
         raise StoreError(
             f"{store} is not an episode store: {file} does not exist; give the folder of a store, "
@@ -124,14 +125,34 @@ def read_manifest(store: Path) -> Manifest:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise StoreError(f"{file} is not the manifest of an episode store (format is not '{FORMAT}')")
     check_version(data.get("version"), file)
-    checksum = data.pop("checksum", None)
-    if checksum != crc32c(_canonical(data)):
+    if not _as_written(text, data):
         raise StoreError(f"{file} is damaged (its checksum does not match its contents); see `kineflow data doctor {store}`")
     try:
+        segments = _segments(data.pop("segments", []))
         manifest: Manifest = from_plain(Manifest, data, str(file))
     except ConfigError as error:
         raise StoreError(f"{error}; see `kineflow data doctor {store}`") from error
-    return manifest
+    except (TypeError, LookupError) as error:
+        raise StoreError(f"{file}: segments: not a list of segments ({error!r}); see `kineflow data doctor {store}`") from error
+    return replace(manifest, segments=segments)
+
+
+def _as_written(text: bytes, data: dict[str, Any]) -> bool:
+    """Take the checksum out of `data`; True when it is that of the rest."""
+    checksum = data.pop("checksum", None)
+    end = b',"checksum":%d}' % checksum if isinstance(checksum, int) else b""
+    # As we write it, the checksum is the last entry: its bytes can be left out without writing thousands of files anew.
+    rest = text.rstrip().removesuffix(end) + b"}" if end and text.rstrip().endswith(end) else _canonical(data)
+    return bool(checksum == crc32c(rest))
+
+
+def _segments(data: Any) -> tuple[SegmentEntry, ...]:
+    """By hand: `from_plain` takes 0.5 s for the 7,000 files of 200 recorded episodes, this a hundredth of it."""
+    found = []
+    for segment in data:
+        files = tuple([FileEntry(f["path"], f["bytes"], f["crc32c"]) for f in segment["files"]])
+        found.append(SegmentEntry(segment["id"], segment["steps"], segment["episodes"], files))
+    return tuple(found)
 
 
 def check_version(version: Any, file: Path) -> None:
