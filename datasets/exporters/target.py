@@ -20,6 +20,7 @@ EXPORTS: dict[str, str] = {
     "lerobot-v2.1-video": "kineflow.datasets.exporters.lerobot:export_v21_video",
     "lerobot-v3": "kineflow.datasets.exporters.lerobot:export_v3",
     "lerobot-v3-video": "kineflow.datasets.exporters.lerobot:export_v3_video",
+    "robomimic": "kineflow.datasets.exporters.robomimic:export_robomimic",
     "mcap": "kineflow.datasets.exporters.mcap:export_mcap",
     "rosbag2": "kineflow.datasets.exporters.rosbag2:export_rosbag2",
     "rosbag2-db3": "kineflow.datasets.exporters.rosbag2:export_rosbag2_db3",

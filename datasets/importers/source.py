@@ -23,6 +23,10 @@ FORMATS: dict[str, str] = {
     "lerobot": "kineflow.datasets.importers.lerobot:open_lerobot",
     "mcap": "kineflow.datasets.importers.mcap:open_mcap",
     "rosbag2": "kineflow.datasets.importers.rosbag2:open_rosbag2",
+    "robomimic": "kineflow.datasets.importers.robomimic:open_robomimic",
+    "isaac-lab": "kineflow.datasets.importers.robomimic:open_robomimic",
+    "d4rl": "kineflow.datasets.importers.d4rl:open_d4rl",
+    "minari": "kineflow.datasets.importers.minari:open_minari",
     "rlds": "kineflow.datasets.importers.rlds:open_rlds",
 }
 
