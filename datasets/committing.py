@@ -21,14 +21,15 @@ LOCK = "writers.lock"
 
 
 @contextmanager
-def committing(store: Path, segment_id: str) -> Iterator[None]:
-    """Hold off gc while segment `segment_id` is written and published; if that fails, nothing of it stays behind."""
+def committing(store: Path, *segment_ids: str) -> Iterator[None]:
+    """Hold off gc while these segments are written and published; if that fails, nothing of them stays behind."""
     with open(store / LOCK, "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         try:
             yield
-        except Exception:  # what ends the process (a signal, KeyboardInterrupt) leaves the folder to gc
-            discard(store, segment_id)
+        except Exception:  # what ends the process (a signal, KeyboardInterrupt) leaves the folders to gc
+            for segment_id in segment_ids:
+                discard(store, segment_id)
             raise
 
 

@@ -99,7 +99,7 @@ def _salvage(store: EpisodeStore, journal: Path) -> JournalReport:
     """The caller holds the lock of `journal`."""
     journal_id = journal.name.removesuffix(SUFFIX)
     if not discard(store.path, journal_id):
-        journal.unlink()
+        journal.unlink(missing_ok=True)
         return JournalReport(str(journal), "committed before")
     try:
         contents = read_journal(journal)
@@ -122,7 +122,7 @@ def _salvage(store: EpisodeStore, journal: Path) -> JournalReport:
         if isinstance(error.__cause__, OSError):
             raise  # no room: the same for every journal
         return JournalReport(str(journal), "refused", problem=str(error))
-    journal.unlink()
+    journal.unlink(missing_ok=True)
     kept = {name: len(stream.stamp_ns) for name, stream in episode.streams.items()}
     cut = {name: len(s.stamp_ns) - kept[name] for name, s in contents.samples.items() if len(s.stamp_ns) > kept[name]}
     return JournalReport(str(journal), "salvaged", kept[ACTION], cut, problem.removesuffix("; "))
