@@ -246,10 +246,16 @@ def _orphans(store: Path, manifest: Manifest) -> Iterator[Finding]:
     for folder in sorted((store / "segments").glob("*")):
         if folder.name not in listed:
             yield Finding(
-                "warning", str(folder), "the manifest does not list it: a writer was stopped before its commit", "remove it"
+                "warning",
+                str(folder),
+                "the manifest does not list it: it was replaced, or a writer was stopped before its commit",
+                f"run `kineflow data gc {store}`",
             )
     for left in sorted([*(store / "staging").glob("*"), *store.glob(f".{NAME}.*")]):
-        yield Finding("warning", str(left), "left by a writer that was stopped, never read", "remove it once nobody writes")
+        problem, verb = "left by a writer that was stopped, never read", "gc"
+        if left.suffix == ".journal":
+            problem, verb = "a recording that was not finished, or is going on", "repair"
+        yield Finding("warning", str(left), problem, f"run `kineflow data {verb} {store}`")
 
 
 def _files(store: Path, entry: SegmentEntry) -> Iterator[Finding]:

@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from kineflow import cli_upkeep
 from kineflow.cli_verb import add_verb, positive, show
 from kineflow.contracts import interface_differences, to_json, to_plain
 
 
 def add(verbs: Any) -> None:
-    data = verbs.add_parser("data", help="episode stores: import, export, info, doctor").add_subparsers(
+    data = verbs.add_parser("data", help="episode stores: import, export, info, doctor, repair, ...").add_subparsers(
         required=True, metavar="COMMAND"
     )
     load = add_verb(data, "import", _import, "import a data set into an episode store")
@@ -24,8 +25,10 @@ def add(verbs: Any) -> None:
     load.add_argument("source", type=Path)
     load.add_argument("destination", type=Path)
     add_verb(data, "info", _info, "what a store holds").add_argument("store", type=Path)
+    cli_upkeep.add(data)
     doctor = add_verb(data, "doctor", _doctor, "check every file and value of a store")
     doctor.add_argument("store", type=Path)
+    doctor.add_argument("--verify", action="store_true", help="every byte, value and statistic (what it does without, too)")
     doctor.add_argument("--policy", help="also check that this checkpoint's contract fits the store")
     save = add_verb(data, "export", _export, "write a store in another format")
     save.add_argument("--format", required=True, help="an unknown name lists them all")
