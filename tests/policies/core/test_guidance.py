@@ -262,6 +262,8 @@ def test_blend_is_the_base_at_low_noise_bit_for_bit() -> None:
     blend(x, lam + 5, tokens(4))
     assert tuned.batches == []  # low noise costs one call
     assert torch.equal(IntervalBlend(base, tuned, 1.0)(x, lam, tokens(4)), other)
+    whole = IntervalBlend(base, tuned, 1.0, below=-0.5)(x, lam, tokens(4))  # rows on both sides of the border
+    assert torch.equal(whole, torch.cat([other[:2], plain[2:]]))
     with pytest.raises(KineflowError, match=r"share is 1\.5; it is the tuned field's weight"):
         IntervalBlend(base, tuned, 1.5)
 

@@ -149,6 +149,17 @@ def test_what_is_left_of_the_previous_chunk() -> None:
     assert prefix.delay == 1
 
 
+@pytest.mark.parametrize(("steps", "beta"), [(2, 2.0), (5, 5.0), (20, 5.0)])
+def test_a_request_is_guided_with_five_or_as_many_as_steps(steps: int, beta: float) -> None:
+    units = ActionUnits(torch.full((3, 1), 2.0), torch.ones(1, 3, 1))
+    prefix = CommittedPrefix(np.full((1, 3, 1), 5.0, np.float32), np.array([[1, 0.5, 0]], np.float32), 1)
+    field = continue_prefix(prefix, (1, 3, 1), units, steps)(lambda x, lam, condition: x)
+    assert isinstance(field, RealTimeChunking)
+    assert (field.beta, field.steps, field.jacobian) == (beta, steps, "none")
+    assert (field.previous == 2).all()  # (5 - 1) / 2
+    assert field.mask.tolist() == [[1, 0.5, 0]]
+
+
 def test_weightless_values_are_never_read() -> None:
     units = ActionUnits(torch.full((HORIZON, 2), 2.0, dtype=DOUBLE), torch.zeros(1, HORIZON, 2, dtype=DOUBLE))
     actions, weight = 2 * two_plans().means[:1].numpy(), np.where(np.arange(HORIZON) < 3, 1.0, 0.0)[None]
