@@ -34,12 +34,12 @@ from jaxtyping import Int64
 from kineflow import __version__
 from kineflow.contracts import Episode, Interface, Stream, to_plain
 from kineflow.datasets.annotations import NO_LANGUAGE, annotation_labels, decode_goals, decode_spans, encode_annotations, label_of
+from kineflow.datasets.checksums import CorruptData
 from kineflow.datasets.codecs import FrameCodec, encode_frames, keep_jpegs
 from kineflow.datasets.manifest import FORMAT, VERSION, FileEntry, Manifest, SegmentEntry, StoreError
 from kineflow.datasets.quantile_sketch import QuantileSketch, side_by_side, sketch
 from kineflow.datasets.statistics import ROWS, Moments, measure
 from kineflow.datasets.zarr_v3 import (
-    CorruptData,
     Files,
     FrameArray,
     crc32c,
