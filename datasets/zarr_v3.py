@@ -124,7 +124,7 @@ def read_frame_array(path: str, read: ReadFile) -> FrameArray:
     try:
         inner = codecs[0]["configuration"]["codecs"]
         codec = from_metadata(inner, attributes, shape[1:])
-        if codecs != _sharding(shape, codec):
+        if codecs != _sharding(shape, inner):
             raise ValueError(f"sharding {codecs} is not the one of this format version")
     except (LookupError, TypeError, ValueError) as error:
         raise CorruptData(f"{path}/zarr.json: {error}") from error
@@ -197,10 +197,10 @@ def _metadata(path: str, read: ReadFile) -> tuple[tuple[int, ...], np.dtype[Any]
         raise CorruptData(f"{path}/zarr.json: not the metadata of a Zarr v3 array ({error})") from error
 
 
-def _sharding(shape: Sequence[int], codec: FrameCodec) -> list[Any]:
+def _sharding(shape: Sequence[int], frame_codecs: list[Any]) -> list[Any]:
     inner = {
         "chunk_shape": [1, *shape[1:]],
-        "codecs": codec.zarr_codecs(shape[1:]),
+        "codecs": frame_codecs,
         "index_codecs": _INDEX_CODECS,
         "index_location": "end",
     }
@@ -209,7 +209,7 @@ def _sharding(shape: Sequence[int], codec: FrameCodec) -> list[Any]:
 
 def _frame_array(shape: tuple[int, ...], shard_frames: int, codec: FrameCodec) -> bytes:
     dtype = "uint8" if len(shape) == 4 else "uint16"
-    return _array(shape, dtype, (shard_frames, *shape[1:]), 0, _sharding(shape, codec), codec.attributes())
+    return _array(shape, dtype, (shard_frames, *shape[1:]), 0, _sharding(shape, codec.zarr_codecs(shape[1:])), codec.attributes())
 
 
 def _array(
