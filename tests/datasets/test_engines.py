@@ -99,6 +99,9 @@ def test_a_killed_worker_loses_nothing(source: Path, alone: Path, tmp_path: Path
         if len(calls) in (2, 12):
             for process in multiprocessing.active_children():
                 process.kill()
+            (staged,) = tmp_path.glob(".a.eps.importing-*/store")
+            for place in ("staging", "segments"):  # as one leaves that is killed while it writes, or before it reports
+                (staged / place / f"half{done}").mkdir()
 
     import_data(FORMAT, source, tmp_path / "a.eps", options(source), kill, workers=2)
     assert_same_store(tmp_path / "a.eps", alone)
