@@ -19,4 +19,5 @@ install() {
 }
 install --editable ".[$extras]"
 # What the tests use of torchcfm needs torch, NumPy and POT; the packages it asks for are for its examples (plots, Lightning).
-if [[ ",$extras," == *,parity,* ]]; then install --no-deps torchcfm; fi
+# Of robomimic they use the reader of its files: torch, h5py and termcolor; the rest it asks for is simulators and logging.
+if [[ ",$extras," == *,parity,* ]]; then install --no-deps torchcfm robomimic termcolor; fi
