@@ -17,7 +17,7 @@ import numpy as np
 from kineflow.contracts import Episode, FeatureSpec, Interface, KineflowError, Stream
 from kineflow.datasets.importers.axes import FROM_FRD, LocalFrame, ecef_from_geodetic, quaternions, rotation_matrices
 from kineflow.datasets.importers.clocks import increasing, rate_of, seconds_to_ns
-from kineflow.datasets.importers.schemas import chosen, not_chosen, unbounded
+from kineflow.datasets.importers.schemas import chosen, not_chosen, refuse_rate, unbounded
 from kineflow.datasets.importers.source import Facts, ImportOptions
 
 _POSES = ("global_pose", "global_pos")
@@ -42,7 +42,7 @@ def _same(local: LocalFrame, values: np.ndarray) -> np.ndarray:
 
 
 def _radians(local: LocalFrame, values: np.ndarray) -> np.ndarray:
-    return np.radians(values)
+    return np.asarray(np.radians(values))
 
 
 def _from_frd(local: LocalFrame, values: np.ndarray) -> np.ndarray:
@@ -111,6 +111,7 @@ class Comma2k19:
     """A `Source` of one episode a segment; steering is the action, every stream keeps its own clock."""
 
     def __init__(self, path: Path, options: ImportOptions) -> None:
+        refuse_rate(options, str(path))
         self._path, self._segments = path, _find(path)
         self._plans = [_present(segment) for segment in self._segments]
         self._common = set.intersection(*(set(plan) for plan in self._plans))

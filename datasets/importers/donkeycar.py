@@ -17,7 +17,7 @@ import numpy as np
 from kineflow.contracts import CameraSpec, Episode, FeatureSpec, Interface, KineflowError, Stream
 from kineflow.datasets.importers.clocks import increasing, rate_of
 from kineflow.datasets.importers.pictures import decode_picture
-from kineflow.datasets.importers.schemas import chosen, not_chosen, unbounded
+from kineflow.datasets.importers.schemas import chosen, not_chosen, refuse_rate, unbounded
 from kineflow.datasets.importers.source import Facts, ImportOptions
 
 ACTION_INPUTS = ("user/angle", "user/throttle")
@@ -36,6 +36,7 @@ class DonkeycarTub:
     """A `Source`: one episode for each unbroken run of records of one session, so that no window bridges a deleted part."""
 
     def __init__(self, path: Path, options: ImportOptions) -> None:
+        refuse_rate(options, str(path))
         self._path, self._tub = path, _read(path)
         self._episodes = _runs(self._tub.records)
         self._offered, self._input_of = _offered(path, self._tub)

@@ -186,7 +186,8 @@ def _shards(path: Path) -> tuple[list[tuple[str, Record]], dict[str, str]]:
     files = [(found, file) for file in sorted(path.iterdir()) if (found := _SHARD.fullmatch(file.name))]
     if not files:
         raise KineflowError(f"{path} has no shards like my_set-train.tfrecord-00000-of-00001; download them")
-    records, here = [], {}
+    records: list[tuple[str, Record]] = []
+    here: dict[str, set[tuple[int, int]]] = {}
     for found, file in files:
         records += [(found["split"], record) for record in find_records(file)]
         here.setdefault(found["split"], set()).add((int(found["shard"]), int(found["shards"])))

@@ -19,6 +19,7 @@ from kineflow.datasets.importers.ros_episode import EPISODE_TOPIC, ExportedLogs
 from kineflow.datasets.importers.ros_messages import CAMERA_INFO, calibration, picture
 from kineflow.datasets.importers.ros_plan import Lane, Plan, find_lanes, load_schema, make_plan, stamps
 from kineflow.datasets.importers.ros_topics import Log, Seen, decode, scan
+from kineflow.datasets.importers.schemas import refuse_rate
 from kineflow.datasets.importers.source import Facts, ImportOptions, Source
 from kineflow.datasets.manifest import CameraRecord
 
@@ -29,6 +30,7 @@ def open_logs(name: str, path: Path, logs: Sequence[Log], options: ImportOptions
     Raises:
         KineflowError: a log that cannot be read, has no messages, or has no stream that can be the action.
     """
+    refuse_rate(options, str(path))
     scans = [scan(log) for log in logs]
     for log, (seen, left_out) in zip(logs, scans):
         if not seen:

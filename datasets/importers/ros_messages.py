@@ -119,7 +119,7 @@ def _scan(message: Any) -> tuple[Part, ...]:
         if len(m.ranges) != size:
             raise KineflowError(f"{len(m.ranges)} ranges, the first scan has {size}")
         # REP-117: inf is nothing within range, -inf too close, NaN an error; a store holds finite numbers.
-        return np.nan_to_num(m.ranges, nan=0.0, posinf=m.range_max, neginf=m.range_min)
+        return np.asarray(np.nan_to_num(m.ranges, nan=0.0, posinf=m.range_max, neginf=m.range_min))
 
     said = (
         f"first beam {message.angle_min:.6g} rad, then every {message.angle_increment:.6g} rad; inf kept as range_max "
@@ -170,7 +170,7 @@ def _fix(message: Any) -> tuple[Part, ...]:
     local = LocalFrame(*(float(value) for value in degrees(message)[0]))
 
     def values(m: Any) -> np.ndarray:
-        return local.positions(ecef_from_geodetic(degrees(m)))[0]
+        return np.asarray(local.positions(ecef_from_geodetic(degrees(m)))[0])
 
     said = "degrees turned to metres east, north, up of the first fix; status and covariance not carried"
     return (Part("", unbounded(("x", "y", "z"), "m", local.name), values, said),)
@@ -211,10 +211,12 @@ def picture(message: Any, message_type: str, what: str) -> tuple[np.ndarray, byt
             data = data[12:]  # a header for float depth comes before the PNG
         return decode_picture(data, what), data if is_jpeg(data) else None
     height, width, step, encoding = int(message.height), int(message.width), int(message.step), str(message.encoding)
+    channels = 1
+    dtype: np.dtype[Any] = np.dtype(np.uint8)
     if encoding in _DEPTH:
-        channels, dtype = 1, np.dtype(">u2" if message.is_bigendian else "<u2")
+        dtype = np.dtype(">u2" if message.is_bigendian else "<u2")
     elif encoding in _COLOURS:
-        channels, dtype = _COLOURS[encoding][0], np.dtype(np.uint8)
+        channels = _COLOURS[encoding][0]
     else:
         known = ", ".join([*_COLOURS, *_DEPTH])
         raise KineflowError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kineflow.config import load_config
 from kineflow.contracts import Interface, KineflowError, VectorSpec
+from kineflow.datasets.importers.source import ImportOptions
 
 
 def chosen(schema: Path | None, offered: Interface, where: str) -> Interface:
@@ -35,6 +36,15 @@ def chosen(schema: Path | None, offered: Interface, where: str) -> Interface:
                 f"{schema}: camera '{name}' has frames of {list(camera.frame_shape)}, {where} has {shape}; correct the schema"
             )
     return asked
+
+
+def refuse_rate(options: ImportOptions, where: str) -> None:
+    """Raise KineflowError when a rate is given for recordings that have clocks: an import never resamples."""
+    if options.rate_hz is not None:
+        raise KineflowError(
+            f"{where} has time stamps of its own, so --rate-hz {options.rate_hz:g} has nothing to say; "
+            "import without it, then put the streams on one clock with `kineflow data resample`, which states its rules"
+        )
 
 
 def not_chosen(chosen: Interface, offered: Interface) -> dict[str, str]:

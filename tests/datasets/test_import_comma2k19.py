@@ -123,3 +123,8 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     (segment / "processed_log/CAN/steering_angle/t").unlink()
     with pytest.raises(KineflowError, match=r"3 has no processed_log/CAN/steering_angle, the action"):
         open_source("comma2k19", segment, ImportOptions())
+
+
+def test_a_rate_is_refused_because_the_segment_has_clocks(tmp_path: Path) -> None:
+    with pytest.raises(KineflowError, match=r"3 has time stamps of its own, so --rate-hz 10 has nothing to say; .*data resample"):
+        open_source("comma2k19", write_segment(tmp_path / "3"), ImportOptions(rate_hz=10.0))

@@ -60,6 +60,12 @@ def test_a_driving_log_keeps_every_clock(tmp_path: Path) -> None:
     assert report.carried["odom_pose"] == "/odom nav_msgs/msg/Odometry, stamps: header.stamp"
 
 
+def test_a_rate_is_refused_because_logs_have_clocks(tmp_path: Path) -> None:
+    path = write_log(tmp_path / "drive.mcap", driving())
+    with pytest.raises(KineflowError, match=r"--rate-hz 10 has nothing to say"):
+        open_source("mcap", path, ImportOptions(rate_hz=10.0))
+
+
 def test_files_of_a_folder_are_episodes(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     write_log(tmp_path / "logs" / "b.mcap", driving(5, offset=10**12))
