@@ -1,14 +1,15 @@
 """Import a diffusion-policy replay buffer (Zarr v2): `data/<buffer>` `[N, ...]` and `meta/episode_ends` (exclusive).
 
 Format: real-stanford/diffusion_policy, `diffusion_policy/common/replay_buffer.py`. It records neither clocks nor units, so
-timestamps are nominal and units come from a schema: the shipped one for PushT, `schema` for others, or none at all.
+timestamps are nominal and units come from a schema: the shipped one for PushT, `schema` for others, or none at all. What our
+own export put beside the data (datasets/exporters/diffusion_policy_zarr.py) is used where no `schema` is given.
 """
 
 from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
@@ -20,10 +21,13 @@ from jaxtyping import Int64
 from kineflow.config import load_config
 from kineflow.contracts import CameraSpec, Episode, FeatureSpec, Interface, KineflowError, Stream, VectorSpec
 from kineflow.datasets.importers.source import Facts, ImportOptions
+from kineflow.datasets.sidecar import Sidecar, read_sidecar, restored
 
 Buffer: TypeAlias = "zarr.Array[Any]"
 DEFAULT_RATE_HZ = 10.0
+ATTRIBUTE, STAMPS = "kineflow", "timestamp_ns"  # of the root; of meta/
 _PUSHT_BUFFERS = {"state": (5,), "action": (2,), "keypoint": (9, 2), "n_contacts": (1,), "img": (96, 96, 3)}
+_PUSHT_STREAMS = {"top": "img"}  # the others are named as their buffers
 _KEYPOINTS = tuple(f"keypoint_{i}_{axis}" for i in range(9) for axis in "xy")
 
 
@@ -34,12 +38,27 @@ class _Plan:
     clock: str
 
 
+@dataclass(frozen=True)
+class _Ours:
+    """What an export of ours says beside the data."""
+
+    store: Sidecar
+    episodes: Sequence[Any]
+    stamp_ns: Int64[np.ndarray, "N"]
+
+
 class ReplayBuffer:
     """A `Source` over `data/` and `meta/episode_ends`; episodes read in order decode every source chunk once."""
 
     def __init__(self, path: Path, options: ImportOptions) -> None:
-        self._name, (self._buffers, self._ends) = path.name, _open(path)
-        self._plan = _plan(self._buffers, options.schema, options.rate_hz or DEFAULT_RATE_HZ)
+        self._name, (self._buffers, self._ends, ours) = path.name, _open(path)
+        self._ours = ours if options.schema is None else None
+        if self._ours is None:
+            self._plan = _plan(self._buffers, options.schema, options.rate_hz or DEFAULT_RATE_HZ)
+        else:
+            interface, shapes = self._ours.store.interface, {name: b.shape[1:] for name, b in self._buffers.items()}
+            renamed = {name: buffer for name, (buffer, _) in buffers_of(interface).items()}
+            self._plan = replace(_declared(interface, shapes, renamed), clock=self._ours.store.clock)
         self._rows = {name: _Rows(self._buffers[buffer]) for name, buffer in self._plan.buffer_of.items()}
 
     @property
@@ -51,7 +70,10 @@ class ReplayBuffer:
         rest = {f"data/{n}": f"{reason}: {b.dtype} {list(b.shape)}" for n, b in buffers.items() if n not in used}
         tail = min(b.shape[0] for b in buffers.values()) - int(self._ends[-1])
         rest |= {"rows after the last episode": f"{tail} rows belong to no episode"} if tail else {}
-        return Facts(plan.interface, plan.clock, f"{self._name} (diffusion-policy-zarr)", carried, rest)
+        if self._ours is None:
+            return Facts(plan.interface, plan.clock, f"{self._name} (diffusion-policy-zarr)", carried, rest)
+        side = self._ours.store
+        return Facts(plan.interface, plan.clock, side.provenance, carried, rest, side.cameras, side.licence)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -61,6 +83,11 @@ class ReplayBuffer:
         plan = self._plan
         stamp_ns = np.round(np.arange(end - start) * (1e9 / plan.interface.action.rate_hz)).astype(np.int64)
         values = {name: _shaped(name, rows.read(start, end), plan.interface, index) for name, rows in self._rows.items()}
+        if self._ours is not None:
+            stamp_ns, said = self._ours.stamp_ns[start:end], self._ours.episodes[index]
+            streams = {name: Stream(value, stamp_ns) for name, value in values.items()}
+            where = f"{self._name}, attribute '{ATTRIBUTE}', episode {index}"
+            return Episode(streams, instruction=str(said.get("instruction", "")), **restored(said, where))
         streams = {name: Stream(value, stamp_ns) for name, value in values.items()}
         return Episode(streams, source=f"{self._name}#{index}", clock=plan.clock)
 
@@ -78,8 +105,20 @@ def open_replay_buffer(path: Path, options: ImportOptions) -> ReplayBuffer:
     return ReplayBuffer(path, options)
 
 
-def _open(source: Path) -> tuple[dict[str, Buffer], Int64[np.ndarray, "E"]]:
-    """Buffers by name and the exclusive end of each episode."""
+def buffers_of(interface: Interface) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Stream or camera -> its buffer and the shape of a row; PushT as its own data sets have it."""
+    plain: dict[str, tuple[str, tuple[int, ...]]] = {
+        name: (name, (spec.vector.size,)) for name, spec in {**interface.features, "action": interface.action}.items()
+    }
+    plain |= {name: (name, camera.frame_shape) for name, camera in interface.cameras.items()}
+    pusht = {_PUSHT_STREAMS.get(name, name): (_PUSHT_STREAMS.get(name, name), shape) for name, (_, shape) in plain.items()}
+    if {name: math.prod(shape) for name, (_, shape) in pusht.items()} == {n: math.prod(s) for n, s in _PUSHT_BUFFERS.items()}:
+        return {name: (_PUSHT_STREAMS.get(name, name), _PUSHT_BUFFERS[_PUSHT_STREAMS.get(name, name)]) for name in plain}
+    return plain
+
+
+def _open(source: Path) -> tuple[dict[str, Buffer], Int64[np.ndarray, "E"], _Ours | None]:
+    """Buffers by name, the exclusive end of each episode, and what an export of ours says besides."""
     remedy = "give the folder (or its .zip) that holds data/ and meta/episode_ends"
     try:
         root = _root(source)
@@ -89,7 +128,19 @@ def _open(source: Path) -> tuple[dict[str, Buffer], Int64[np.ndarray, "E"]]:
     if not isinstance(data, zarr.Group) or not isinstance(ends, zarr.Array):
         raise KineflowError(f"{source} is not a diffusion-policy replay buffer; {remedy}")
     buffers = dict(sorted(data.arrays()))
-    return buffers, _checked_ends(np.asarray(ends[:], np.int64), buffers, source)
+    checked = _checked_ends(np.asarray(ends[:], np.int64), buffers, source)
+    return buffers, checked, _ours(root, checked, source) if ATTRIBUTE in root.attrs else None
+
+
+def _ours(root: zarr.Group, ends: Int64[np.ndarray, "E"], source: Path) -> _Ours | None:
+    """None where somebody has since added or removed episodes, to which it would not belong."""
+    said, stamps = root.attrs[ATTRIBUTE], root.get(f"meta/{STAMPS}")
+    if not isinstance(said, dict) or not isinstance(said.get("episodes"), list) or not isinstance(stamps, zarr.Array):
+        raise KineflowError(f"{source}: attribute '{ATTRIBUTE}' or meta/{STAMPS} is not as exported; remove the attribute")
+    if len(said["episodes"]) != len(ends) or stamps.shape != (int(ends[-1]),):
+        return None
+    side = read_sidecar(said.get("store"), f"{source}, attribute '{ATTRIBUTE}'")
+    return _Ours(side, said["episodes"], np.asarray(stamps[:], np.int64))
 
 
 def _root(source: Path) -> zarr.Group:
@@ -129,7 +180,7 @@ def _plan(buffers: Mapping[str, Buffer], schema: Path | None, rate_hz: float) ->
             "keypoint": FeatureSpec(_unbounded(_KEYPOINTS, "px", "board"), rate),
             "n_contacts": FeatureSpec(VectorSpec(("n_contacts",), ("1",), "board", (0.0,), (math.inf,)), rate),
         }
-        return _declared(replace(pusht, features={**pusht.features, **extra}), shapes, {"top": "img"})
+        return _declared(replace(pusht, features={**pusht.features, **extra}), shapes, _PUSHT_STREAMS)
     return _generic(buffers, rate_hz)
 
 
@@ -137,7 +188,7 @@ def _declared(interface: Interface, shapes: Mapping[str, tuple[int, ...]], renam
     needed: dict[str, tuple[int, ...]] = {
         name: (spec.vector.size,) for name, spec in {**interface.features, "action": interface.action}.items()
     }
-    needed |= {name: (camera.height, camera.width, 3) for name, camera in interface.cameras.items()}
+    needed |= {name: camera.frame_shape for name, camera in interface.cameras.items()}
     buffer_of = {name: renamed.get(name, name) for name in needed}
     for name, shape in needed.items():
         found = shapes.get(buffer_of[name])
@@ -196,11 +247,13 @@ class _Rows:
 def _shaped(name: str, values: np.ndarray, interface: Interface, episode: int) -> np.ndarray:
     if name not in interface.cameras:
         return values.reshape(len(values), -1)
-    if values.dtype == np.uint8:
+    dtype = np.uint8 if interface.cameras[name].kind == "rgb" else np.uint16
+    if values.dtype == dtype:
         return values
-    pixels = values.astype(np.uint8)
+    pixels = values.astype(dtype)
     if not np.array_equal(pixels, values):
         raise KineflowError(
-            f"episode {episode}: frames of '{name}' ({values.dtype}) are not whole numbers 0..255; scale them in the source first"
+            f"episode {episode}: frames of '{name}' ({values.dtype}) are not whole numbers 0..{np.iinfo(dtype).max}; "
+            "scale them in the source first"
         )
     return pixels
