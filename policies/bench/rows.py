@@ -1,4 +1,4 @@
-"""One benchmark row: ours, its reference, and whether the goal holds. The format is the same for every `kineflow bench`."""
+"""What a run of benchmarks gives: rows (kineflow/bench_row.py), shown as a table, JSON or Markdown."""
 
 from __future__ import annotations
 
@@ -7,27 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-
-@dataclass(frozen=True)
-class Row:
-    """`value` is a median over `n` measurements; `ratio` is value / reference, measured side by side in this run."""
-
-    name: str
-    value: float
-    unit: str
-    better: Literal["lower", "higher"]
-    reference: float | None
-    reference_version: str
-    ratio: float | None
-    goal: str | None
-    holds: bool | None
-    n: int
-    note: str
+from kineflow.bench_row import Row as Row
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kineflow.datasets.bench.crash import bench_crash
 from kineflow.policies.bench.compose import bench_compose
 from kineflow.policies.bench.head import bench_head
 from kineflow.policies.bench.rows import BenchReport, Row
@@ -18,16 +19,17 @@ BENCHES: dict[str, Callable[..., Iterator[Row]]] = {
     "compose": bench_compose,
     "train": bench_train,
     "sampler": bench_sampler,
+    "crash": bench_crash,
 }
 
 
-def run_bench(name: str, *, quick: bool) -> BenchReport:
-    """Run one benchmark, or all of them; rows are shown as they come."""
+def run_bench(name: str, *, quick: bool, kills: int | None = None) -> BenchReport:
+    """Run one benchmark, or all of them; rows are shown as they come. `kills` is an option of "crash" only."""
     names = list(BENCHES) if name == "all" else [name]
     rows: list[Row] = []
     with Console(stderr=True).status("measuring") as status:
         for bench in names:
-            for row in BENCHES[bench](quick=quick):
+            for row in BENCHES[bench](quick=quick, **({"kills": kills} if bench == "crash" and kills else {})):
                 rows.append(row)
                 status.update(f"measured {row.name}")
     report = BenchReport(rows)
