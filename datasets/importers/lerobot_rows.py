@@ -18,13 +18,14 @@ _COPY = "the file is damaged or not whole, copy the data set again"
 
 
 class RowReader:
-    """Reads the rows of an episode; of the file that it read last it keeps the list of episodes, not the data."""
+    """Reads the rows of an episode; keeps the row groups that it read last, since the next episode may be in them, too."""
 
     def __init__(self, columns: Sequence[str]) -> None:
         self._columns = list(columns)
         self._file: Path | None = None
         self._opened: Any = None
         self._episodes = np.zeros(0, np.int64)
+        self._held: tuple[list[int], Any] = ([], None)  # row groups of the file, and their table
 
     def read(self, listed: Listed) -> Any:
         """An Arrow table of `listed.length` rows, in file order.
@@ -43,16 +44,17 @@ class RowReader:
                     f"{listed.data}, episode {listed.index}: {len(rows)} rows, the metadata say {listed.length} {order}; {_COPY}"
                 )
             groups, first = self._groups(int(rows[0]), int(rows[-1]))
-            table = self._opened.read_row_groups(groups, self._columns)
+            if self._held[0] != groups:
+                self._held = (groups, self._opened.read_row_groups(groups, self._columns))
         except FileNotFoundError:
             raise KineflowError(f"episode {listed.index}: {listed.data} is missing; copy the data set again") from None
         except (OSError, pyarrow.ArrowException) as error:
             self._file = None
             raise KineflowError(f"{listed.data}, episode {listed.index}: {str(error)[:200]}; {_COPY}") from error
-        return table.slice(int(rows[0]) - first, listed.length)
+        return self._held[1].slice(int(rows[0]) - first, listed.length)
 
     def _open(self, parquet: Any, file: Path) -> None:
-        self._file = None
+        self._file, self._held = None, ([], None)
         self._opened = parquet.ParquetFile(file)
         missing = sorted({*self._columns, "episode_index"} - set(self._opened.schema_arrow.names))
         if missing:

@@ -165,6 +165,21 @@ def test_video_keeps_numbers_and_says_that_pixels_are_lossy(films: EpisodeStore,
         np.testing.assert_array_equal(source.episode(number).streams["front"].values, in_order[number].streams["front"].values)
 
 
+def test_each_file_is_opened_and_decoded_once(films: EpisodeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_data("lerobot-v3-video", films, tmp_path / "out")
+    data = tmp_path / "out" / "data" / "chunk-000" / "file-000.parquet"
+    pq.write_table(pq.read_table(data), data)  # as others write it: all episodes in one row group
+    calls, open_video, read_rows = [], av.open, pq.ParquetFile.read_row_groups
+    monkeypatch.setattr(av, "open", lambda *args: calls.append("video") or open_video(*args))
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", lambda *args: calls.append("rows") or read_rows(*args))
+    source = open_lerobot(tmp_path / "out", ImportOptions())
+    for number in range(2):
+        np.testing.assert_array_equal(
+            source.episode(number).streams["action"].values, films.episode(number).streams["action"].values
+        )
+    assert sorted(calls) == ["rows", "video"]
+
+
 def test_large_files_are_split(films: EpisodeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kineflow.datasets.exporters.lerobot_files.MAX_DATA_BYTES", 1)
     monkeypatch.setattr("kineflow.datasets.exporters.lerobot_files.MAX_VIDEO_BYTES", 1)
