@@ -30,7 +30,7 @@ def without_crc(data: bytes | memoryview, name: str) -> bytes:
     Raises:
         CorruptData: the checksum does not match; names `name`.
     """
-    payload = bytes(data[:-SIZE])
-    if len(data) < SIZE or struct.pack("<I", crc32c(payload)) != bytes(data[-SIZE:]):
+    payload = bytes(data[:-SIZE])  # no copy where it is bytes
+    if len(data) < SIZE or google_crc32c.value(payload) != int.from_bytes(data[-SIZE:], "little"):
         raise CorruptData(f"{name}: its bytes do not match their crc32c checksum")
     return payload

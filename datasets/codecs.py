@@ -31,6 +31,7 @@ QUALITY = 95
 FULL_COLOUR_FROM = 95  # quality from which chroma keeps its resolution
 _LOSSLESS_NAMES = ("lossless", "blosc-lz4hc")  # the second: stores of format version 1
 _JPEG_POLICY = re.compile(r"jpeg:(100|[1-9]\d?)")
+blosc.use_threads = False  # its pool costs more than it gives at the size of a frame, and does not survive a fork
 _BLOSC_SIZES = struct.Struct("<I4xI")  # decoded and encoded bytes, in the header
 _CRC32C = {"name": "crc32c"}
 
@@ -171,15 +172,19 @@ def decode_frame(payload: bytes | memoryview, codec: FrameCodec, out: np.ndarray
     if codec.name == "jpeg":
         decode_jpeg(payload, out)
         return
-    header = bytes(payload[:16])
-    if (
-        len(header) < 16
-        or int.from_bytes(header[4:8], "little") != out.nbytes
-        or int.from_bytes(header[12:], "little") != len(payload)
-    ):
-        raise CorruptData(f"not a blosc buffer of {out.nbytes} bytes")
+    out.reshape(-1).view(np.uint8).data[:] = decode_lz4hc(payload, out.nbytes)
+
+
+def decode_lz4hc(payload: bytes | memoryview, size: int) -> bytes:
+    """The `size` bytes of a frame. Without a buffer to decode into, because that and a copy cost less than its checks.
+
+    Raises:
+        CorruptData: the payload is not such a frame.
+    """
+    if len(payload) < 16 or _BLOSC_SIZES.unpack_from(payload, 4) != (size, len(payload)):
+        raise CorruptData(f"it is not a blosc buffer of {size} bytes")
     try:
-        blosc.decompress(payload, out)
+        return bytes(blosc.decompress(payload))
     except (RuntimeError, ValueError) as error:
         raise CorruptData(f"it cannot be decompressed ({error})") from None
 

@@ -7,6 +7,7 @@ crc32c of every frame they return and give the same pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from kineflow.datasets.checksums import CorruptData, without_crc
-from kineflow.datasets.codecs import FrameCodec, decode_frame
+from kineflow.datasets.codecs import FrameCodec, decode_jpeg, decode_lz4hc
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.mapped_file import map_file
 from kineflow.datasets.native.library import CODECS, OK, PLACE, SHARD, Batches, NativeFrames, native
@@ -49,6 +50,7 @@ class FrameReader:
             for table in self._map(segment, segment.frame_array(camera), sum(map(len, tables))):
                 tables.append(table)
         self._places = np.concatenate(tables)
+        self._views = [memoryview(shard) for shard in self._shards]
         self._codecs = [array.codec for _, array, _, _ in self._origin]
         self._native = self._batches(native()) if compiled in (None, True) else None
         if compiled and self._native is None:
@@ -123,10 +125,15 @@ class FrameReader:
             done += 1
 
     def _read_pure(self, rows: np.ndarray, out: np.ndarray) -> None:
+        size = self._dtype.itemsize * math.prod(self._shape)
+        target = out.reshape(-1).view(np.uint8).data
         for number, (offset, length, shard) in enumerate(self._places[rows].tolist()):
-            data = self._shards[shard][offset : offset + length].tobytes()
+            data = self._views[shard][offset : offset + length].tobytes()
             try:
-                decode_frame(without_crc(data, ""), self._codecs[shard], out[number])
+                if self._codecs[shard].name == "jpeg":
+                    decode_jpeg(without_crc(data, ""), out[number])
+                else:
+                    target[number * size : (number + 1) * size] = decode_lz4hc(without_crc(data, ""), size)
             except CorruptData as error:
                 raise self._damaged(int(rows[number]), shard, str(error)) from error
 

@@ -50,22 +50,9 @@ class NativeFrames:
         library.kineflow_crc32c.restype = ctypes.c_uint32
         self._library = library
         self._read = library.kineflow_read_frames
-        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        array, number = [ctypes.c_void_p, ctypes.c_int64], ctypes.c_int64
         self._read.restype = number
-        self._read.argtypes = [
-            pointer,
-            number,
-            pointer,
-            number,
-            pointer,
-            number,
-            pointer,
-            number,
-            number,
-            number,
-            pointer,
-            pointer,
-        ]
+        self._read.argtypes = [*array, *array, *array, ctypes.c_void_p, number, number, number, ctypes.c_void_p, ctypes.c_void_p]
         self._jpeg = _TurboJpeg()
         self.jpeg_problem = self._find_turbojpeg()
 
@@ -155,7 +142,11 @@ def _switched_off() -> bool:
 
 @cache
 def _load() -> tuple[NativeFrames | None, str]:
-    folder = Path(__file__).parent
+    return load(Path(__file__).parent)
+
+
+def load(folder: Path) -> tuple[NativeFrames | None, str]:
+    """The library below `folder`, or why there is none that can be used."""
     found = [file for suffix in EXTENSION_SUFFIXES if (file := folder / f"_frames{suffix}").exists()]
     if not found:
         return None, f"it was not built; {_REBUILD}"
