@@ -13,7 +13,7 @@ demo: setup
 	$(BIN)/kineflow demo --minutes $(DEMO_MINUTES)
 
 test: lint types
-	@bash .ci/system.sh rendering browser
+	@bash .ci/system.sh rendering browser jpeg
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
 
 check:
@@ -28,13 +28,13 @@ types: setup
 	@$(BIN)/mypy -p kineflow
 
 slow: setup
-	@bash .ci/system.sh rendering browser
+	@bash .ci/system.sh rendering browser jpeg
 	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 setup: $(STAMP)
 
 # Installed again when the project's own requirements change; a second run starts at once.
-$(STAMP): pyproject.toml .ci/constraints.txt .ci/python.sh
+$(STAMP): pyproject.toml .ci/constraints.txt .ci/python.sh datasets/native/frames.c
 	@bash .ci/python.sh $(PYTHON) $(VENV) "$(EXTRAS)"
 	@touch $(STAMP)
 

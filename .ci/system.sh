@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the system packages that the named purposes need and that are missing. Usage: system.sh [rendering] [browser]
+# Installs the system packages that the named purposes need and that are missing. Usage: system.sh [rendering] [browser] [jpeg]
 set -uo pipefail
 python=$(dirname "$0")/../.venv/bin/python
 missing=() reasons=()
@@ -15,6 +15,9 @@ for purpose in "$@"; do
       ;;
     browser)
       command -v chromium >/dev/null || command -v google-chrome >/dev/null || need chromium "the tests open the report in a real browser"
+      ;;
+    jpeg)
+      has_library libturbojpeg.so.0 || need libturbojpeg0 "the compiled reader of frames decodes JPEG with it"
       ;;
     *) echo "system.sh: unknown purpose '$purpose'" >&2; exit 2 ;;
   esac

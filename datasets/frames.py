@@ -50,7 +50,7 @@ class FrameReader:
             for table in self._map(segment, segment.frame_array(camera), sum(map(len, tables))):
                 tables.append(table)
         self._places = np.concatenate(tables)
-        self._views = [memoryview(shard) for shard in self._shards]
+        self._views = [shard.data for shard in self._shards]
         self._codecs = [array.codec for _, array, _, _ in self._origin]
         self._native = self._batches(native()) if compiled in (None, True) else None
         if compiled and self._native is None:
@@ -151,7 +151,7 @@ class FrameReader:
         for number, path in enumerate(array.shards()):
             shard = map_file(segment.checked_path(path))
             try:
-                places = frame_places(array, number, memoryview(shard))
+                places = frame_places(array, number, shard.data)
             except CorruptData as error:
                 raise segment.damaged(path, str(error).removeprefix(f"{path}: ")) from error
             missing = np.flatnonzero(places[:, 0] < 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from zarr.abc.codec import ArrayBytesCodec
@@ -25,7 +25,7 @@ class JpegCodec(ArrayBytesCodec):
 
     quality: int | str = 95
     subsampling: str = "444"
-    is_fixed_size: ClassVar[bool] = False
+    is_fixed_size = False
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> JpegCodec:

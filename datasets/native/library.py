@@ -50,7 +50,8 @@ class NativeFrames:
         library.kineflow_crc32c.restype = ctypes.c_uint32
         self._library = library
         self._read = library.kineflow_read_frames
-        array, number = [ctypes.c_void_p, ctypes.c_int64], ctypes.c_int64
+        number = ctypes.c_int64
+        array: list[Any] = [ctypes.c_void_p, number]
         self._read.restype = number
         self._read.argtypes = [*array, *array, *array, ctypes.c_void_p, number, number, number, ctypes.c_void_p, ctypes.c_void_p]
         self._jpeg = _TurboJpeg()
@@ -99,7 +100,7 @@ class NativeFrames:
         shards = np.array([(data.ctypes.data, len(data), CODECS["jpeg"])], SHARD)
         out = np.zeros((1, *shape), np.uint8)
         self.batches(shards, np.array([(0, len(data), 0)], PLACE), shape, jpeg=True).read(np.zeros(1, np.int64), out)
-        return out[0]
+        return np.asarray(out[0])
 
 
 class Batches:
