@@ -14,6 +14,7 @@ import pytest
 from kineflow.datasets import episode_store, manifest
 from kineflow.datasets.doctor import check_store
 from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.manifest import CameraRecord
 from tests.datasets.sample_episodes import INTERFACE, LOW_DIM, assert_equal_episodes, sample_episode
 
 SCRIPT = Path(__file__).with_name("crash_writers.py")
@@ -149,3 +150,14 @@ def test_racing_processes_lose_nothing(tmp_path: Path) -> None:
     assert sorted(store.episode(i).source for i in range(12)) == sorted(f"log {10 * w + n}" for w in range(3) for n in range(4))
     assert store.manifest.generation == 12
     assert check_store(store.path) == []
+
+
+def test_readers_of_a_busy_store_never_see_a_torn_state(tmp_path: Path) -> None:
+    store = EpisodeStore.create(tmp_path / "s.eps", INTERFACE, cameras={"front": CameraRecord("lossless")})
+    with store.writer(6) as writer:
+        for number in range(6):
+            writer.add(sample_episode(number))
+    subprocess.run([sys.executable, SCRIPT, "read", store.path, "3"], check=True, timeout=300)
+    rounds = [int(file.read_text()) for file in tmp_path.glob("read-*")]
+    assert len(rounds) == 3
+    assert min(rounds) >= 3

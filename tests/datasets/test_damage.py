@@ -6,15 +6,17 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from kineflow.contracts import KineflowError
+from kineflow.contracts import CameraSpec, Goal, KineflowError, Span, Stream
 from kineflow.datasets.doctor import check_store
 from kineflow.datasets.episode_store import EpisodeStore
-from kineflow.datasets.manifest import VERSION, StoreError, read_manifest, write_manifest
+from kineflow.datasets.manifest import VERSION, CameraRecord, StoreError, read_manifest, write_manifest
 from tests.datasets.sample_episodes import INTERFACE, assert_equal_episodes, sample_episode
 
 EPISODES = 4
@@ -81,20 +83,68 @@ def test_any_file_that_is_cut_grown_zeroed_or_deleted_is_named(store: Path, dama
     assert check_store(store) == []
 
 
-def test_random_bit_flips_are_all_detected(store: Path) -> None:
-    rng = random.Random(0)
-    every = files(store)
-    for _ in range(60):
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of everything one can hold: JPEG and depth cameras, own clocks, goals, spans, splits."""
+    interface = replace(INTERFACE, cameras={**INTERFACE.cameras, "range": CameraSpec(6, 8, 10.0, "depth")})
+    records = {"front": CameraRecord("jpeg:90")}
+    store = EpisodeStore.create(tmp_path_factory.mktemp("everything") / "s.eps", interface, cameras=records)
+    with store.writer(2) as writer:
+        for number in range(3):
+            given = sample_episode(number)
+            stamps = given.streams["action"].stamp_ns
+            depth = np.random.default_rng(number).integers(0, 2**16, (len(stamps), 6, 8), np.uint16)
+            streams = {**given.streams, "range": Stream(depth, stamps + 1)}
+            goals = {
+                "end": Goal("image", np.full((2, 2, 3), number, np.uint8)),
+                "door": Goal("point", np.ones(3, np.float32), "odom"),
+            }
+            spans = (Span("reach", int(stamps[0]), int(stamps[1])),)
+            facts = {"split": "train", "seed": number, "operator": "ada", "language": "en"}
+            writer.add(replace(given, streams=streams, goals=goals, spans=spans, **facts))
+    return store.path
+
+
+def read_values(store: Path) -> list[Any]:
+    """Everything of every episode, to be compared with `==`."""
+    opened = EpisodeStore.open(store)
+    result: list[Any] = [opened.fingerprint(), opened.statistics()]
+    for number in range(opened.num_episodes):
+        found = opened.episode(number)
+        arrays = {name: (s.values.tobytes(), s.stamp_ns.tobytes()) for name, s in found.streams.items()}
+        goals = {name: (g.kind, g.frame, g.value.tobytes()) for name, g in found.goals.items()}
+        result.append((arrays, goals, repr(replace(found, streams={}, goals={}))))
+    return result
+
+
+@pytest.mark.parametrize("count", [120, pytest.param(1000, marks=pytest.mark.slow)])
+def test_random_bit_flips_truncations_and_deletions_are_all_detected_and_located(
+    everything: Path, tmp_path: Path, count: int
+) -> None:
+    store = Path(shutil.copytree(everything, tmp_path / "s.eps"))
+    before, rng, every = read_values(store), random.Random(count), files(store)
+    refused = 0
+    for number in range(count):
         file = rng.choice(every)
         original = file.read_bytes()
-        bit = rng.randrange(8 * len(original))
-        flipped = bytearray(original)
-        flipped[bit // 8] ^= 1 << bit % 8
-        file.write_bytes(flipped)
+        if number % 3 == 0:
+            file.unlink()
+        elif number % 3 == 1:
+            file.write_bytes(original[: rng.randrange(len(original))])
+        else:
+            bit = rng.randrange(8 * len(original))
+            flipped = bytearray(original)
+            flipped[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(flipped)
         errors = [f for f in check_store(store) if f.severity == "error"]
-        assert any(str(file) in f.where + f.problem for f in errors), (file, bit)
+        assert any(str(file) in f.where + f.problem for f in errors), (number, file)
+        try:
+            assert read_values(store) == before, (number, file)  # right, or refused
+        except StoreError as error:
+            refused += "kineflow data" in str(error)
         file.write_bytes(original)
     assert check_store(store) == []
+    assert refused > 0.8 * count, "too few damaged files are read: the test proves little"
 
 
 def test_reading_never_returns_other_values_than_were_written(store: Path) -> None:
