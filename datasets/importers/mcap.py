@@ -22,6 +22,7 @@ from kineflow.datasets.importers.source import ImportOptions, Source
 
 MAGIC = b"\x89MCAP0\r\n"
 _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _ATTACHMENT, _METADATA, _DATA_END = 3, 4, 5, 6, 9, 12, 15
+_LARGEST_CHUNK = 4 << 30
 _MESSAGE_HEAD = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
 
 
@@ -81,6 +82,8 @@ class _Topics:
         try:
             if opcode == _MESSAGE:
                 channel, _, log_ns, _ = _MESSAGE_HEAD.unpack_from(data)
+                if log_ns >= 2**63:
+                    raise struct.error(f"log time {log_ns} ns is beyond the year 2262")
                 return LogMessage(self._channels[channel], log_ns, data[_MESSAGE_HEAD.size :])
             if opcode == _SCHEMA:
                 number = struct.unpack_from("<H", data)[0]
@@ -143,6 +146,8 @@ def _inside(content: bytes, path: Path, offset: int) -> Iterator[tuple[int, byte
 def _decompressed(compression: str, packed: bytes, size: int) -> bytes:
     if compression == "":
         return packed
+    if size > _LARGEST_CHUNK:  # or a damaged length would be believed and its memory asked for
+        raise ValueError(f"{size} bytes of one chunk")
     if compression == "lz4":
         return bytes(require("lz4.frame", extra="ros").decompress(packed))
     if compression == "zstd":

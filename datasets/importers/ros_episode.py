@@ -21,7 +21,7 @@ import numpy as np
 
 from kineflow.config import ConfigError, from_plain
 from kineflow.contracts import Episode, Goal, Interface, KineflowError, Span, Stream
-from kineflow.datasets.importers.ros_messages import PICTURES, picture
+from kineflow.datasets.importers.ros_messages import PICTURES, known_fields, picture
 from kineflow.datasets.importers.ros_topics import Log, Seen, decode
 from kineflow.datasets.importers.schemas import chosen, not_chosen
 from kineflow.datasets.importers.source import Facts, ImportOptions
@@ -128,13 +128,14 @@ class ExportedLogs:
             what = f"{log.label}, topic {topic.name}, message {len(values[name])}"
             message = decode(topic, data, what)
             stamp_ns[name].append(log_ns)
-            if topic.type in PICTURES:
-                pixels, source = picture(message, topic.type, what)
-                values[name].append(pixels)
-                if source is not None and name in jpeg:
-                    jpeg[name].append(source)
-            else:
-                values[name].append(np.asarray(message.data, np.float32))
+            with known_fields(what):
+                if topic.type in PICTURES:
+                    pixels, source = picture(message, topic.type, what)
+                    values[name].append(pixels)
+                    if source is not None and name in jpeg:
+                        jpeg[name].append(source)
+                else:
+                    values[name].append(np.asarray(message.data, np.float32))
         streams = {
             n: Stream(np.stack(values[n]), np.array(stamp_ns[n], np.int64)) for n in values if not n.startswith(GOAL_PREFIX)
         }

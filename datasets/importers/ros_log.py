@@ -16,7 +16,7 @@ import numpy as np
 from kineflow.contracts import CameraSpec, Episode, KineflowError, Stream
 from kineflow.datasets.importers.clocks import increasing
 from kineflow.datasets.importers.ros_episode import EPISODE_TOPIC, ExportedLogs
-from kineflow.datasets.importers.ros_messages import CAMERA_INFO, calibration, picture
+from kineflow.datasets.importers.ros_messages import CAMERA_INFO, calibration, known_fields, picture
 from kineflow.datasets.importers.ros_plan import Lane, Plan, find_lanes, load_schema, make_plan, stamps
 from kineflow.datasets.importers.ros_topics import Log, Seen, decode, scan
 from kineflow.datasets.importers.schemas import refuse_rate
@@ -76,7 +76,8 @@ class RosLogs:
         records = {}
         for camera, topic in self._infos.items():
             message = decode(self._seen[0][topic].topic, self._seen[0][topic].first, f"{self._logs[0].label}, topic {topic}")
-            found = calibration(message)
+            with known_fields(f"{self._logs[0].label}, topic {topic}"):
+                found = calibration(message)
             if found is None:
                 rest[topic] = "it says that the camera is not calibrated (K is 0)"
             else:
@@ -132,14 +133,16 @@ class RosLogs:
 def _row(message: Any, lane: Lane, dimensions: Sequence[int] | None, what: str) -> np.ndarray:
     assert lane.part is not None
     try:
-        row = np.asarray(lane.part.values(message), np.float64)
+        with known_fields(what):
+            row = np.asarray(lane.part.values(message), np.float64)
     except KineflowError as error:
         raise KineflowError(f"{what}: {error}; leave the topic out with a schema, or split the log") from error
     return row if dimensions is None else row[list(dimensions)]
 
 
 def _frame(message: Any, message_type: str, camera: CameraSpec, what: str) -> tuple[np.ndarray, bytes | None]:
-    pixels, source = picture(message, message_type, what)
+    with known_fields(what):
+        pixels, source = picture(message, message_type, what)
     if pixels.shape != camera.frame_shape:
         raise KineflowError(
             f"{what}: a picture of {list(pixels.shape)}, the first has {list(camera.frame_shape)}; "
@@ -150,8 +153,7 @@ def _frame(message: Any, message_type: str, camera: CameraSpec, what: str) -> tu
 
 def _check_frame(message: Any, frames: dict[str, str], topic: str, what: str) -> None:
     """A stream has one frame; numbers in two of them must not be mixed."""
-    header = getattr(message, "header", None)
-    found = "" if header is None else str(header.frame_id)
+    found = str(getattr(getattr(message, "header", None), "frame_id", ""))
     if frames.setdefault(topic, found) != found:
         raise KineflowError(
             f"{what}: frame_id is '{found}', before it was '{frames[topic]}'; "

@@ -6,7 +6,8 @@ Types that mean more than numbers (transforms, point clouds, maps, diagnostics) 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +44,19 @@ class Part:
     said: str = ""
 
 
+@contextmanager
+def known_fields(what: str) -> Iterator[None]:
+    """Turns the failures of a message whose type is called as a known one but has other fields into one KineflowError."""
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        raise KineflowError(
+            f"{what}: its type has not the fields that this importer knows ({error}); leave the topic out with a schema"
+        ) from error
+
+
 def _frame(message: Any) -> str:
-    header = getattr(message, "header", None)
-    return str(header.frame_id).lstrip("/") if header is not None and header.frame_id else "unknown"
+    return str(getattr(getattr(message, "header", None), "frame_id", "")).lstrip("/") or "unknown"
 
 
 def _twist(suffix: str, frame: str, find: Callable[[Any], Any]) -> Part:
@@ -223,7 +234,7 @@ def picture(message: Any, message_type: str, what: str) -> tuple[np.ndarray, byt
             f"{what}: encoding '{encoding}' is not one of {known}; convert it, or leave the topic out with a schema"
         )
     row = width * channels * dtype.itemsize
-    if step < row or len(data) < step * height or not row:
+    if step < row or len(data) < step * height or not row or not height:
         raise KineflowError(f"{what}: {len(data)} bytes for {height} rows of {step}; the message is damaged, drop it")
     rows = np.frombuffer(data, np.uint8, step * height).reshape(height, step)[:, :row]
     pixels = np.ascontiguousarray(rows).view(dtype).reshape(height, width, channels)

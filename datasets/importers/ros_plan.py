@@ -13,7 +13,7 @@ import yaml
 from kineflow.config import find_config, from_plain
 from kineflow.contracts import CameraSpec, FeatureSpec, Interface, KineflowError
 from kineflow.datasets.importers.clocks import increasing, rate_of
-from kineflow.datasets.importers.ros_messages import CAMERA_INFO, PICTURES, VECTORS, Part, picture
+from kineflow.datasets.importers.ros_messages import CAMERA_INFO, PICTURES, VECTORS, Part, known_fields, picture
 from kineflow.datasets.importers.ros_topics import Decoder, Seen, decode, decoder
 
 HEADER, LOGGED = "header.stamp", "log time"
@@ -94,8 +94,8 @@ def find_lanes(logs: Sequence[Mapping[str, Seen]], labels: Sequence[str]) -> tup
             if not found:
                 rest[name] = f"{seen.topic.type}, {len(seen.log_ns)} messages: the first one is empty"
             for ours, lane in found.items():
-                taken = lanes.get(ours)
-                ours = ours if taken is None else f"{ours}_{lane.type.split('/')[-1]}"
+                while ours in lanes:  # /cam/image and /cam/compressed, or /a/b and /a_b
+                    ours = f"{ours}_{lane.type.split('/')[-1]}"
                 lanes[ours] = lane
     return lanes, rest
 
@@ -125,11 +125,14 @@ def _lanes_of(seen: Seen, logs: Sequence[Mapping[str, Seen]], label: str) -> dic
     what = f"{label}, topic {topic.name}, message 0"
     message = decode(topic, seen.first, what)
     if topic.type in PICTURES:
-        frame, _ = picture(message, topic.type, what)
+        with known_fields(what):
+            frame, _ = picture(message, topic.type, what)
         camera = CameraSpec(frame.shape[0], frame.shape[1], rate, "rgb" if frame.ndim == 3 else "depth")
         return {_word(_without_picture_words(topic.name)): Lane(topic.name, topic.type, None, camera, clock)}
     found = {}
-    for part in VECTORS[topic.type](message):
+    with known_fields(what):
+        parts = [(part, part.values(message)) for part in VECTORS[topic.type](message)]
+    for part, _ in parts:
         name = _word(topic.name + (f"_{part.suffix}" if part.suffix else ""))
         found[name] = Lane(topic.name, topic.type, part, FeatureSpec(part.vector, rate), clock)
     return found

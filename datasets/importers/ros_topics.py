@@ -30,8 +30,8 @@ class Topic:
 
     @property
     def type(self) -> str:
-        package, *_, name = self.type_said.split("/")
-        return f"{package}/msg/{name}" if "/" in self.type_said else self.type_said
+        parts = self.type_said.split("/")
+        return f"{parts[0]}/msg/{parts[-1]}" if len(parts) > 1 else self.type_said
 
 
 class LogMessage(NamedTuple):

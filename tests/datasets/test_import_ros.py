@@ -17,12 +17,13 @@ from hypothesis import given, settings, strategies as st
 from kineflow.contracts import KineflowError
 from kineflow.datasets.convert import import_data
 from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.importers.clocks import increasing
 from kineflow.datasets.importers.source import ImportOptions, Source, open_source
 
 pytest.importorskip("rosbags")
 pytest.importorskip("mcap")
 
-from kineflow.datasets.exporters.ros_messages import RosMessage, types
+from kineflow.datasets.exporters.ros_messages import RosMessage, definition, types
 from kineflow.datasets.exporters.rosbag2 import _write_db3
 from tests.datasets.ros_samples import MS, START, driving, header, make, pose, twist, write_log
 
@@ -349,6 +350,65 @@ def test_no_damage_of_an_mcap_ends_in_another_error(tmp_path_factory: pytest.Tem
         opened(folder / "log.mcap").episode(0)
 
 
+@pytest.fixture(scope="module")
+def unchecked(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A log without chunks, so without checksums."""
+    from mcap.writer import Writer
+
+    file = tmp_path_factory.mktemp("unchecked") / "log.mcap"
+    store, channels = types(), dict[str, int]()
+    with open(file, "wb") as opened_file:
+        writer = Writer(opened_file, use_chunking=False)
+        writer.start()
+        for number, (topic, ns, message) in enumerate(driving(2)):
+            if topic not in channels:
+                schema = writer.register_schema(message.__msgtype__, "ros2msg", definition(message.__msgtype__).encode())
+                channels[topic] = writer.register_channel(topic, "cdr", schema)
+            writer.add_message(channels[topic], ns, bytes(store.serialize_cdr(message, message.__msgtype__)), ns, number)
+        writer.finish()
+    return file.read_bytes()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_no_damage_without_checksums_ends_in_another_error(
+    unchecked: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    whole = bytearray(unchecked)
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    file = tmp_path_factory.getbasetemp() / "damaged.mcap"
+    file.write_bytes(whole)
+    with contextlib.suppress(KineflowError):
+        opened(file).episode(0)
+
+
+def test_a_known_name_with_other_fields_is_refused(unchecked: bytes, tmp_path: Path) -> None:
+    for number, (before, after) in enumerate(
+        ((b"Vector3 linear", b"Vector3 linexr"), (b"string child_frame_id", b"string child_frame_ix"))
+    ):
+        assert before in unchecked
+        (tmp_path / f"{number}.mcap").write_bytes(unchecked.replace(before, after))
+    with pytest.raises(
+        KineflowError, match=r"no topic gives a stream: .*message 0: its type has not the fields that this importer knows"
+    ):
+        opened(tmp_path / "0.mcap")
+    rest = opened(tmp_path / "1.mcap").facts.not_carried
+    assert "its type has not the fields that this importer knows" in rest["/odom"]
+
+
+def test_a_time_beyond_all_clocks_is_refused(tmp_path: Path) -> None:
+    path = write_log(tmp_path / "log.mcap", [*driving(), ("/cmd_vel", 2**63, twist(*[0.0] * 6))])
+    with pytest.raises(KineflowError, match=r"log time 9223372036854775808 ns is beyond the year 2262"):
+        opened(path)
+
+
+def test_topics_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    extra = [(topic, START + i, twist(*[1.0] * 6)) for i in range(2) for topic in ("/a/b", "/a_b", "/a-b")]
+    source = opened(write_log(tmp_path / "log.mcap", driving() + extra))
+    assert {"a_b", "a_b_Twist", "a_b_Twist_Twist"} <= set(source.facts.interface.features)
+
+
 def test_other_encodings_are_listed_with_the_reason(tmp_path: Path) -> None:
     from mcap.writer import Writer
 
@@ -451,3 +511,8 @@ def test_types_of_a_db3_come_from_the_distribution(tmp_path: Path) -> None:
     )
     rest = opened(bag, name="rosbag2").facts.not_carried
     assert rest["/odom"] == "nav_msgs/msg/Odometrie, 40 messages: not a type that this importer turns into a stream"
+
+
+def test_late_stamps_stay_out_until_the_clock_is_ahead_again() -> None:
+    stamps = np.array([0, 10, 3, 5, 10, 11])
+    assert increasing(stamps, "here").tolist() == [True, True, False, False, False, True]
