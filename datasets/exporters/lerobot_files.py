@@ -106,7 +106,7 @@ class Tables:
         names = _place(self._version, number if self._version == "v2.1" else self.files)
         self._path = self._root / Tables.templates(self._version, False)["data_path"].format(**names)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = parquet.ParquetWriter(self._path, self._schema, compression="snappy")
+        self._writer = parquet.ParquetWriter(self._path, self._schema, compression="snappy", write_page_checksum=True)
         self.files += 1
 
     def _close(self) -> None:

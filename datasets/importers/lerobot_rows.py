@@ -55,7 +55,7 @@ class RowReader:
 
     def _open(self, parquet: Any, file: Path) -> None:
         self._file, self._held = None, ([], None)
-        self._opened = parquet.ParquetFile(file)
+        self._opened = parquet.ParquetFile(file, page_checksum_verification=True)  # where the pages have one: ours do
         missing = sorted({*self._columns, "episode_index"} - set(self._opened.schema_arrow.names))
         if missing:
             raise KineflowError(f"{file}: no column {', '.join(missing)}, which meta/info.json declares; correct the declaration")

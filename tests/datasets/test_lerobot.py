@@ -426,6 +426,21 @@ def test_damage_is_named_and_leaves_nothing(tmp_path: Path, damage: str) -> None
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
+def test_flipped_bits_of_our_export_are_found(store: EpisodeStore, tmp_path: Path) -> None:
+    export_data("lerobot-v3", store, tmp_path / "out")
+    file, rng = tmp_path / "out" / "data" / "chunk-000" / "file-000.parquet", np.random.default_rng(3)
+    whole, group = file.read_bytes(), pq.ParquetFile(file).metadata.row_group(2)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    pose = next(c for c in columns if c.path_in_schema.startswith("observation.pose"))  # numbers, which nothing else protects
+    first = pose.dictionary_page_offset + 30  # behind the header of the page
+    source = open_lerobot(tmp_path / "out", ImportOptions())
+    np.testing.assert_array_equal(source.episode(2).streams["pose"].values, store.episode(2).streams["pose"].values)
+    for position in range(first, first + 60, 3):
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << int(rng.integers(8))]) + whole[position + 1 :])
+        with pytest.raises(KineflowError, match="episode 2"):
+            open_lerobot(tmp_path / "out", ImportOptions()).episode(2)
+
+
 def test_damaged_pictures_and_metadata_of_v3(store: EpisodeStore, tmp_path: Path) -> None:
     root = tmp_path / "out"
     export_data("lerobot-v3", store, root)
