@@ -22,8 +22,9 @@ from kineflow.datasets.annotations import GOAL_KINDS
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.manifest import CameraRecord, FileEntry, Manifest, SegmentEntry, TaskRecord
 from kineflow.datasets.statistics import ROWS, Totals
+from tests.datasets.sample_episodes import sample_episode
 from tests.datasets.test_camera_check import GOOD
-from tests.datasets.test_contents import EVERYTHING, GOAL, sample_episode
+from tests.datasets.test_contents import EVERYTHING, GOAL
 
 PAGE = (Path(manifest_module.__file__).resolve().parent / "format.md").read_text()
 POSE = Goal("pose", np.array([1, 2, 3, 0, 0, 0, 1], np.float32), "map")
@@ -150,7 +151,7 @@ def test_a_reader_written_from_the_page_agrees(store: EpisodeStore) -> None:
             else:
                 values = np.asarray(array)[first : first + count]
                 digest.update(repr((name, values.dtype.name, values.shape)).encode() + stamps.tobytes() + values.tobytes())
-        digest.update(annotations(group, column, labels, text, row))
+        digest.update(annotation_bytes(group, column, labels, text, row))
         assert digest.digest() == column["digest"][row].tobytes()
 
 
@@ -163,7 +164,7 @@ def shard_payloads(files: dict[str, bytes], path: str, first: int, count: int) -
     return [shard[offset : offset + size] for offset, size in index[first : first + count].tolist()]
 
 
-def annotations(group: Any, column: dict[str, np.ndarray], labels: list[str], text: dict[str, Any], row: int) -> bytes:
+def annotation_bytes(group: Any, column: dict[str, np.ndarray], labels: list[str], text: dict[str, Any], row: int) -> bytes:
     spans = [
         (labels[what], start, stop, labels[language] or "und")
         for episode, start, stop, what, language in np.asarray(group["spans"]).tolist()
