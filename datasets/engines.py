@@ -34,6 +34,7 @@ from kineflow.datasets.episode_store import EpisodeStore, write_segment
 from kineflow.datasets.importers.source import ImportOptions, Source, open_source
 from kineflow.datasets.manifest import SegmentEntry, new_ulid, read_manifest
 from kineflow.datasets.segment import EncodedEpisode
+from kineflow.extras import require
 
 Engine: TypeAlias = Literal["pool", "ray"]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -264,9 +265,7 @@ def _run_pool(job: Job, chunks: Sequence[Chunk], workers: int, progress: Progres
 def _run_ray(job: Job, chunks: Sequence[Chunk], workers: int, progress: Progress) -> list[Written]:
     """One Ray task a chunk; Ray does a task again whose worker or node has died. Uses the cluster the caller is connected to,
     or one of `workers` processes on this machine, which ends with the import."""
-    from kineflow.datasets.extras import require
-
-    ray: Any = require("ray", extra="scale")
+    ray: Any = require("ray", "to import with engine 'ray'")
     own = not ray.is_initialized()
     if own:
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="error")

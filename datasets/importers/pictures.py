@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import simplejpeg
 
@@ -36,3 +38,23 @@ def _png(data: bytes) -> np.ndarray:
     if image.mode.startswith("I"):
         return np.asarray(image).astype(np.uint16)
     return np.asarray(image.convert("RGB"))
+
+
+def decode_jpegs(jpegs: Sequence[bytes], shape: Sequence[int], names: Sequence[str]) -> np.ndarray:
+    """Frames uint8 [T, H, W, 3] of one camera, whose frames are all `shape`; `names` say where each lies.
+
+    Raises:
+        KineflowError: bytes that are no JPEG, or a picture of another size; names it.
+    """
+    frames = np.empty((len(jpegs), *shape), np.uint8)
+    for number, (data, name) in enumerate(zip(jpegs, names, strict=True)):
+        if not is_jpeg(data):
+            raise KineflowError(f"{name}: not a JPEG (it starts with {data[:8]!r}); copy the data again or drop the recording")
+        frame = decode_picture(data, name)
+        if frame.shape != tuple(shape):
+            raise KineflowError(
+                f"{name}: the picture is {list(frame.shape)}, the first of the data set is {list(shape)}; "
+                "resize it, or import the recordings of each size apart"
+            )
+        frames[number] = frame
+    return frames

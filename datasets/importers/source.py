@@ -27,6 +27,8 @@ FORMATS: dict[str, str] = {
     "isaac-lab": "kineflow.datasets.importers.robomimic:open_robomimic",
     "d4rl": "kineflow.datasets.importers.d4rl:open_d4rl",
     "minari": "kineflow.datasets.importers.minari:open_minari",
+    "recon": "kineflow.datasets.importers.recon:open_recon",
+    "vint": "kineflow.datasets.importers.vint:open_vint",
     "rlds": "kineflow.datasets.importers.rlds:open_rlds",
 }
 
