@@ -10,6 +10,7 @@ import numpy as np
 
 from kineflow.datasets.exporters.mcap import write_mcap
 from kineflow.datasets.exporters.ros_messages import RosMessage, types
+from kineflow.datasets.importers.source import ImportOptions, Source, open_source
 
 MS = 1_000_000
 START = 1_700_000_000 * 10**9
@@ -77,3 +78,12 @@ def driving(steps: int = 20, offset: int = 0) -> list[tuple[str, int, Any]]:
         )
         found.append(("/odom", stamp, odometry))
     return found
+
+
+def opened(path: Path, schema: str = "", name: str = "mcap") -> Source:
+    """The log at `path`, with the text of a schema."""
+    options = ImportOptions()
+    if schema:
+        (path.parent / "schema.yaml").write_text(schema)
+        options = ImportOptions(path.parent / "schema.yaml")
+    return open_source(name, path, options)
