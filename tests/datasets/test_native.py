@@ -112,6 +112,8 @@ def test_why_there_is_no_compiled_reader(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("KINEFLOW_NATIVE", "0")
     assert native() is None
     assert native_status().reason == "switched off by KINEFLOW_NATIVE=0"
+    assert "read by Python" in native_status().summary
+    assert "switched off" in native_status().summary
 
 
 def test_a_library_of_another_version_is_not_used(compiled: NativeFrames, monkeypatch: pytest.MonkeyPatch) -> None:
