@@ -58,7 +58,8 @@ class RowReader:
         self._opened = parquet.ParquetFile(file, page_checksum_verification=True)  # where the pages have one: ours do
         missing = sorted({*self._columns, "episode_index"} - set(self._opened.schema_arrow.names))
         if missing:
-            raise KineflowError(f"{file}: no column {', '.join(missing)}, which meta/info.json declares; correct the declaration")
+            remedy = "LeRobot or meta/info.json asks for it: restore it or correct the declaration"
+            raise KineflowError(f"{file}: no column {', '.join(missing)}; {remedy}")
         self._episodes = self._opened.read(["episode_index"])["episode_index"].to_numpy()
         self._file = file
 
