@@ -27,6 +27,7 @@ from kineflow.datasets.importers.tfrecord import Record, Value, find_records, re
 
 DEFAULT_RATE_HZ = 10.0
 _INSTRUCTIONS = ("language_instruction", "natural_language_instruction", "instruction")
+_FILE_PATH = "episode_metadata/file_path"
 _BOUNDS = ("is_first", "is_last")
 _SHARD = re.compile(r"(?P<set>.+)-(?P<split>[^-]+)\.tfrecord-(?P<shard>\d+)-of-(?P<shards>\d+)")
 
@@ -91,7 +92,11 @@ class Rlds:
         carried["action"] = " + ".join(_described(leaf) for leaf in self._action)
         if self._text:
             carried["instruction"] = f"{self._text.key}; a change within an episode becomes spans"
-        used = {leaf.key for leaf in (*self._streams.values(), *self._action, *([self._text] if self._text else []))}
+        if any(leaf.key == _FILE_PATH for leaf in self._leaves):
+            carried["source"] = _FILE_PATH
+        used = {_FILE_PATH} | {
+            leaf.key for leaf in (*self._streams.values(), *self._action, *([self._text] if self._text else []))
+        }
         rest = {leaf.key: _reason(leaf) for leaf in self._leaves if leaf.key not in used} | dict(self._missing)
         rest["clocks"] = f"RLDS records none; stamps count {self._rate:g} Hz from 0"
         rest |= not_chosen(self._interface, self._offered)
@@ -259,7 +264,7 @@ def _spans(texts: Sequence[str], stamp_ns: np.ndarray, rate_hz: float) -> tuple[
 
 
 def _source(example: Mapping[str, Value]) -> str:
-    found = example.get("episode_metadata/file_path")
+    found = example.get(_FILE_PATH)
     return found[0].decode(errors="replace") if isinstance(found, list) and found else ""
 
 
@@ -270,8 +275,6 @@ def _described(leaf: _Leaf) -> str:
 
 
 def _reason(leaf: _Leaf) -> str:
-    if leaf.key == "episode_metadata/file_path":
-        return "it is the `source` of the episode"
     if not leaf.key.startswith("steps/"):
         return "about the episode, for which the store has no place"
     if leaf.key.split("/")[-1] in _BOUNDS:

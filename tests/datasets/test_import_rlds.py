@@ -107,7 +107,7 @@ def test_episodes_come_with_pictures_text_and_nested_actions(tmp_path: Path) -> 
     np.testing.assert_array_equal(first.streams["action"].stamp_ns, np.arange(4) * 200_000_000)
     assert (first.instruction, first.spans) == ("lift", (Span("lift", 0, 400_000_000), Span("drop", 400_000_000, 800_000_000)))
     assert (second.instruction, second.spans, second.source, second.split) == ("go", (), "robot/day1.hdf5", "train")
-    assert report.clock == "nominal_5hz"
+    assert (report.clock, report.carried["source"]) == ("nominal_5hz", "episode_metadata/file_path")
     assert report.not_carried["steps/note"] == "text that is not the instruction"
     assert "neither RGB uint8 nor depth" in report.not_carried["steps/odd"]
     assert report.carried["state"] == "steps/observation/state float64 [2, 2], float64 kept as float32"

@@ -125,6 +125,13 @@ def test_any_damage_gives_an_example_or_a_wire_error(data: st.DataObject) -> Non
         parse_example(bytes(good[: data.draw(st.integers(0, len(good)))]))
 
 
+def test_no_part_of_an_example_passes_for_the_whole() -> None:
+    good = encoded(a=[b"xy", b""], b=[1.0, 2.0], c=[-1, 300])
+    for size in range(1, len(good)):
+        with pytest.raises(WireError):
+            parse_example(good[:size])
+
+
 def test_tensorboard_writes_the_same_framing(tmp_path: Path) -> None:
     from tensorboard.summary.writer.record_writer import RecordWriter
 
