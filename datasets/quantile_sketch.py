@@ -10,7 +10,7 @@ rank by at most half of the hidden samples around it in every episode, and one k
     error <= sum_i h_i / 2 + max_i h_i / 2 + 1 samples,      h_i <= pi (n_i - 1) / (2 K) hidden samples in a row
 
 which is 2.5 % of all samples for many episodes and 4.9 % for one (K = 32), and a fifth of that around the 1 % and 99 %
-quantiles of episodes that are alike; `rank_error` gives the number. Fifty episodes of one distribution: 0.35 % found.
+quantiles of episodes that are alike; `rank_error` gives the number. Found on the 206 episodes of PushT: 0.13 % at most.
 """
 
 from __future__ import annotations

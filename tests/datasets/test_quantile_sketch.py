@@ -68,3 +68,11 @@ def test_alike_episodes_have_accurate_tails() -> None:
     samples = np.sort(np.concatenate(parts)[:, 0])
     ranks = np.searchsorted(samples, found) / len(samples)
     assert ranks == pytest.approx([0.01, 0.5, 0.99], abs=4e-3)
+
+
+def test_neither_tail_is_favoured() -> None:
+    # What is estimated of the mirrored samples is the mirror image: hidden samples count half for each neighbour.
+    parts = drawn([301, 121, 51], 1, "heavy")  # odd: the middle rank is one sample
+    found = side_by_side([sketch(part) for part in parts]).quantiles(LEVELS)
+    mirrored = side_by_side([sketch(-part) for part in parts]).quantiles([1 - level for level in LEVELS])
+    np.testing.assert_allclose(mirrored, -found, rtol=1e-6)
