@@ -6,15 +6,15 @@ where the rule finds nothing are marked, and no window observes them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64
 
 from kineflow.contracts import KineflowError
 from kineflow.datasets.episode_store import EpisodeStore
-from kineflow.datasets.resample import Resample, resampled, rows_for_images
+from kineflow.datasets.resample import Resample, resampled
 
 ACTION = "action"
 
@@ -34,7 +34,7 @@ def low_dim_stream(store: EpisodeStore, name: str, rules: Mapping[str, Resample]
         raise KineflowError(
             f"{store.path}: no feature '{name}'; it has {sorted(store.interface.features)}; choose one of them or import it"
         )
-    own_clock = _own_clock(store, name, rules)
+    own_clock = has_own_clock(store, name, rules)
     values = store.low_dim(name)
     bad = np.flatnonzero(~np.isfinite(values).all(1))
     if len(bad):
@@ -49,31 +49,8 @@ def low_dim_stream(store: EpisodeStore, name: str, rules: Mapping[str, Resample]
     return _at_actions(store, name, values, rules[name])
 
 
-def camera_frames(store: EpisodeStore, camera: str, episodes: Sequence[int], rules: Mapping[str, Resample]) -> Rows:
-    """Frames of the chosen episodes in the rows of the actions; the other rows are never touched, so they take no memory."""
-    if camera not in store.interface.cameras:
-        raise KineflowError(
-            f"{store.path}: no camera '{camera}'; it has {sorted(store.interface.cameras)}; choose one of them or import it"
-        )
-    own_clock = _own_clock(store, camera, rules)
-    spec, ends = store.interface.cameras[camera], np.cumsum(store.lengths)
-    if spec.kind != "rgb":
-        raise KineflowError(f"{store.path}: camera '{camera}' measures {spec.kind}; windows hold RGB images, choose another")
-    frames: UInt8[np.ndarray, "N H W 3"] = np.zeros((int(ends[-1]), *spec.frame_shape), np.uint8)
-    usable = np.ones(len(frames), bool)
-    for index in episodes:
-        rows, streams = slice(ends[index] - store.lengths[index], ends[index]), store.episode(index).streams
-        if own_clock:
-            stream = streams[camera]
-            taken, usable[rows] = rows_for_images(camera, rules[camera], stream.stamp_ns, streams[ACTION].stamp_ns)
-            frames[rows] = stream.values[taken]
-        else:
-            frames[rows] = streams[camera].values
-    return Rows(frames, usable)
-
-
-def _own_clock(store: EpisodeStore, name: str, rules: Mapping[str, Resample]) -> bool:
-    """Whether `name` must be resampled; refused where it must and no rule says how."""
+def has_own_clock(store: EpisodeStore, name: str, rules: Mapping[str, Resample]) -> bool:
+    """Whether `name` must be resampled; KineflowError where it must and no rule says how."""
     if not store.has_own_clock(name):
         return False
     if name == ACTION or name not in rules:
@@ -87,11 +64,12 @@ def _own_clock(store: EpisodeStore, name: str, rules: Mapping[str, Resample]) ->
 def _at_actions(store: EpisodeStore, name: str, values: Float32[np.ndarray, "M D"], rule: Resample) -> Rows:
     at_ns, stamp_ns = store.stamps(ACTION), store.stamps(name)
     read, usable = np.empty((len(at_ns), values.shape[1]), np.float32), np.empty(len(at_ns), bool)
-    for mine, theirs in zip(_slices(store.lengths), _slices(store.stream_lengths(name)), strict=True):
+    for mine, theirs in zip(slices(store.lengths), slices(store.stream_lengths(name)), strict=True):
         read[mine], usable[mine] = resampled(values[theirs], stamp_ns[theirs], at_ns[mine], rule)
     return Rows(read, usable)
 
 
-def _slices(lengths: Int64[np.ndarray, "E"]) -> list[slice]:
+def slices(lengths: Int64[np.ndarray, "E"]) -> list[slice]:
+    """The rows of each episode, for samples that lie episode after episode."""
     ends = np.cumsum(lengths)
     return [slice(int(end - length), int(end)) for end, length in zip(ends, lengths, strict=True)]

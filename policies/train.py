@@ -25,7 +25,7 @@ import kineflow
 from kineflow.config import load_config, save_config
 from kineflow.contracts import KineflowError, PolicyContract, Window
 from kineflow.datasets.episode_store import EpisodeStore
-from kineflow.datasets.windows import WindowReader, WindowSampler
+from kineflow.datasets.windows import WindowReader
 from kineflow.policies.checkpoint import ChunkPolicy, checkpoint_steps, load_weights, network_tensors, read_contract
 from kineflow.policies.distillation.mix_flow import PreviousChunk
 from kineflow.policies.distillation.teacher_policy import TeacherPolicy
@@ -75,7 +75,8 @@ class Trainer:
         self.config, self.run, self.step, self.started_s = config, run, 0, time.monotonic()
         self.device = torch.device(device_named(config.device))
         store = EpisodeStore.open(config.store)
-        self.data = TrainingData.load(store, config.policy, config.validation_fraction, config.seed, config.resample)
+        fraction, seed = config.validation_fraction, config.seed
+        self.data = TrainingData.load(store, config.policy, fraction, seed, config.resample, config.images)
         if config.symmetry:
             interface = self.data.interface
             config.symmetry.check(self.data.state, interface.action.vector, interface.cameras)
@@ -86,7 +87,7 @@ class Trainer:
             self.teacher.prepare(self.network)
         self.ema = ExponentialMovingAverage(self.network, config.optimiser.ema_decay)
         self.optimizer = adamw(self.network, config.optimiser.learning_rate, config.optimiser.weight_decay)
-        self.sampler = WindowSampler(len(self.data.training), config.batch_size, config.seed)
+        self.loader = self.data.loader(config.images, config.batch_size, seed, config.data_threads)
         self.generator = torch.Generator(self.device)
 
     def start(self) -> None:
@@ -105,7 +106,7 @@ class Trainer:
             self._check_same_data(folder)
             load_weights(self.network, folder / "model.safetensors")
             load_weights(self.ema.network, folder / "ema.safetensors")
-            self.step = load_train_state(folder / "train_state", self.optimizer, self.sampler)
+            self.step = load_train_state(folder / "train_state", self.optimizer, self.loader)
         metrics = self.run / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
@@ -131,7 +132,8 @@ class Trainer:
         while self.step < config.steps:
             self._seed(self.step)
             rate = config.optimiser.rate(self.step, config.steps)
-            loss = self._update(self._batch(next(self.sampler), self.data.training, augment=True), rate)
+            loaded = next(self.loader)
+            loss = self._update(self._batch(loaded.indices, self.data.training, loaded.window), rate)
             self.ema.update(self.step)
             self.step += 1
             last = self.step == config.steps
@@ -182,19 +184,20 @@ class Trainer:
         self.data = replace(self.data, statistics=dict(teacher.contract.statistics))
         return teacher
 
-    def _batch(self, indices: np.ndarray, reader: WindowReader, *, augment: bool = False) -> TrainingBatch:
-        window = self._read(indices, reader, augment)
+    def _batch(self, indices: np.ndarray, reader: WindowReader, loaded: Window | None = None) -> TrainingBatch:
+        """Windows `indices` of `reader`; `loaded`: they are read already, and augmented because they are trained on."""
+        augment = loaded is not None
+        window = self._augmented(loaded or reader.read(indices), augment)
         weight = ~window.action_is_pad if self.config.mask_padding else np.ones_like(window.action_is_pad)
         hidden, earlier = self._moved(window.state[..., len(self.network.state_statistics.mean) :]), None
         known = self.data.privileged(hidden) if self.data.privileged else None
         if isinstance(self.config.distillation, PreviousChunk):  # mirrored where the windows themselves are
             before, gone = reader.earlier(indices, self.config.policy.horizons.execution)
-            earlier = Earlier(self._seen(self._read(before, reader, augment)), self._moved(gone))
+            earlier = Earlier(self._seen(self._augmented(reader.read(before), augment)), self._moved(gone))
         action, counts = self._moved(window.action), self._moved(weight.astype(np.float32))
         return TrainingBatch(self._seen(window), action, counts, known, earlier)
 
-    def _read(self, indices: np.ndarray, reader: WindowReader, augment: bool) -> Window:
-        window = reader.read(indices)
+    def _augmented(self, window: Window, augment: bool) -> Window:
         if augment and self.config.symmetry:
             window = self.config.symmetry(window, np.random.default_rng((self.config.seed, self.step)))
         return window
@@ -221,13 +224,14 @@ class Trainer:
         shutil.rmtree(staging, ignore_errors=True)
         self.policy().save_pretrained(staging)
         save_file(network_tensors(self.network), staging / "model.safetensors")
-        save_train_state(staging / "train_state", self.step, self.optimizer, self.sampler)
+        save_train_state(staging / "train_state", self.step, self.optimizer, self.loader)
         commit_folder(staging, final)
 
     def log(self, record: dict[str, float], board: SummaryWriter) -> None:
         """A line in metrics.jsonl and points in TensorBoard, every `log_every` steps and at each validation."""
         if record["step"] % self.config.log_every and "validation_loss" not in record:
             return
+        record["wait_share"] = self.loader.wait_share()
         with (self.run / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
         for name in record.keys() - {"step", "time_s"}:

@@ -12,24 +12,24 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from kineflow.contracts import KineflowError
-from kineflow.datasets.windows import WindowSampler
+from kineflow.contracts import KineflowError, Window
+from kineflow.datasets.loader import StreamLoader
 
 
 class TrainStateError(KineflowError):
     """The training state of a checkpoint is damaged."""
 
 
-def save_train_state(folder: Path, step: int, optimizer: torch.optim.Optimizer, sampler: WindowSampler) -> None:
+def save_train_state(folder: Path, step: int, optimizer: torch.optim.Optimizer, loader: StreamLoader[Window]) -> None:
     """Write `folder`/{optimizer.safetensors, state.json}; `step` is the number of finished optimiser steps."""
     folder.mkdir(parents=True)
     state = optimizer.state_dict()["state"]
     tensors = {f"{index}.{name}": value.contiguous() for index, entry in state.items() for name, value in entry.items()}
     save_file(tensors, folder / "optimizer.safetensors")
-    (folder / "state.json").write_text(json.dumps({"step": step, "sampler": sampler.state_dict()}))
+    (folder / "state.json").write_text(json.dumps({"step": step, "sampler": loader.state_dict()}))
 
 
-def load_train_state(folder: Path, optimizer: torch.optim.Optimizer, sampler: WindowSampler) -> int:
+def load_train_state(folder: Path, optimizer: torch.optim.Optimizer, loader: StreamLoader[Window]) -> int:
     """Restore in place and return the number of finished steps; raises TrainStateError for damaged or missing files."""
     state: dict[int, dict[str, Any]] = {}
     try:
@@ -38,7 +38,7 @@ def load_train_state(folder: Path, optimizer: torch.optim.Optimizer, sampler: Wi
             index, _, name = key.partition(".")
             state.setdefault(int(index), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        sampler.load_state_dict(saved["sampler"])
+        loader.load_state_dict(saved["sampler"])
         return int(saved["step"])
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise TrainStateError(

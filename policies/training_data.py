@@ -8,10 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kineflow.contracts import FeatureStatistics, Interface, KineflowError, VectorSpec
+from kineflow.contracts import FeatureStatistics, Interface, KineflowError, VectorSpec, Window
+from kineflow.datasets.episode_split import split_episodes
 from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.loader import StreamLoader
 from kineflow.datasets.resample import Resample
-from kineflow.datasets.windows import WindowReader, split_episodes
+from kineflow.datasets.shuffle import PoolSampler
+from kineflow.datasets.window_images import Images
+from kineflow.datasets.window_sampler import WindowSampler
+from kineflow.datasets.windows import WindowReader
 from kineflow.policies.encoders.state import StateFeatures
 from kineflow.policies.encoders.vision import Vision
 from kineflow.policies.policy import PolicyConfig
@@ -38,13 +43,14 @@ class TrainingData:
         validation_fraction: float,
         seed: int,
         resample: Mapping[str, Resample] | None = None,
+        images: Images = Images(),  # noqa: B008 - a frozen value
     ) -> TrainingData:
         """Split the episodes of `store` by `seed`; raises KineflowError when a feature is missing or not finite."""
         interface = narrowed(store.interface, policy.features, policy.cameras)
         chosen, held_out = (split.tolist() for split in split_episodes(store.num_episodes, validation_fraction, seed))
         read = (*policy.features, *policy.privileged)
         training, validation = (
-            WindowReader(store, read, policy.horizons, split, policy.cameras, resample) for split in (chosen, held_out)
+            WindowReader(store, read, policy.horizons, split, policy.cameras, resample, images) for split in (chosen, held_out)
         )
         whole, raw = training.read(np.arange(len(training)), images=False), store.statistics(chosen)
         kept = {name: raw[name] for name in (*policy.features, "action")}
@@ -55,6 +61,15 @@ class TrainingData:
             known = geometry(torch.from_numpy(whole.state[..., size:]).double())
             statistics["privileged_state"] = statistics_of(known.numpy())
         return cls(training, validation, interface, statistics, store.fingerprint(), state_spec(store.interface, read), geometry)
+
+    def loader(self, images: Images, batch_size: int, seed: int, threads: int) -> StreamLoader[Window]:
+        """Endless shuffled batches of the training windows."""
+        sampler = (
+            PoolSampler(self.training.episodes, batch_size, seed, images.pool_episodes)
+            if images.where == "pool"
+            else WindowSampler(len(self.training), batch_size, seed)
+        )
+        return StreamLoader(self.training, sampler, threads)
 
 
 def _privileged_geometry(policy: PolicyConfig, offered: Interface) -> StateFeatures | None:

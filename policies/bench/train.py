@@ -81,7 +81,7 @@ class _BareLoop:
     def __init__(self, trainer: Trainer) -> None:
         self.network, self.optimizer = trainer.network.train(), trainer.optimizer
         self.samples = trainer.config.noise_samples
-        batch = trainer._batch(next(trainer.sampler), trainer.data.training)
+        batch = trainer._batch(next(trainer.loader).indices, trainer.data.training)
         self.observed = batch.observed
         self.x = torch.randn(len(batch.action) * self.samples, *batch.action.shape[1:])
         self.t, self.target = torch.rand(len(self.x)), torch.randn_like(self.x)

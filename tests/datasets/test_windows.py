@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from kineflow.contracts import Episode, Horizons, KineflowError, Stream, Window
+from kineflow.datasets.episode_split import split_episodes
 from kineflow.datasets.episode_store import EpisodeStore
-from kineflow.datasets.windows import WindowReader, WindowSampler, split_episodes
+from kineflow.datasets.window_sampler import WindowSampler
+from kineflow.datasets.windows import WindowReader
 from tests.datasets.sample_episodes import INTERFACE, LOW_DIM, sample_episode
 
 LENGTHS = (1, 7, 2, 12, 3)
