@@ -47,6 +47,7 @@ from kineflow.datasets.zarr_v3 import (
     decode_vectors,
     encode_shards,
     encode_vectors,
+    frame_places,
     group,
     read_frame_array,
     read_payloads,
@@ -270,6 +271,17 @@ class Segment:
         """Encoded frames `[start, stop)`, each checked by its own crc32c, which is still behind it."""
         return self._decode(lambda: read_payloads(f"cameras/{camera}", self._read_shard, start, stop))
 
+    def payload_sizes(self, camera: str, start: int, stop: int) -> Int64[np.ndarray, "n"]:
+        """Bytes of each encoded frame `[start, stop)`, crc32c included, as the shards' indices say; no frame is read."""
+
+        def sizes(array: FrameArray, number: int) -> np.ndarray:
+            base, shard = number * array.shard_frames, memoryview(self._read_shard(array.shards()[number]))
+            return frame_places(array, number, shard)[max(start - base, 0) : stop - base, 1]
+
+        array = self.frame_array(camera)
+        shards = range(start // array.shard_frames, -(-stop // array.shard_frames))
+        return self._decode(lambda: np.concatenate([np.zeros(0, np.int64), *(sizes(array, number) for number in shards)]))
+
     def frames(self, camera: str, start: int, stop: int) -> np.ndarray:
         """Frames `[start, stop)`, uint8 `[n, H, W, 3]` or uint16 `[n, H, W]`; each is checked by its own crc32c."""
         return self._decode(lambda: decode_frames(f"cameras/{camera}", self._read_shard, start, stop))
@@ -348,4 +360,4 @@ class Segment:
         return StoreError(f"{self.folder / path}: {problem}; {self._remedy()}")
 
     def _remedy(self) -> str:
-        return f"run `kineflow data doctor {self._store}` and restore the file from a copy or import again"
+        return f"run `kineflow data doctor {self._store} --verify` and restore the file from a copy or import again"

@@ -41,7 +41,7 @@ def test_info_says_what_is_there(tmp_path: Path) -> None:
     assert report.duration_s == pytest.approx(sum(lengths) / 10)
     assert report.streams["pose"].samples == report.cameras["front"].frames == sum(lengths)
     assert report.streams["pose"].measured_hz == pytest.approx(10, rel=0.1)
-    assert (report.cameras["front"].codec, report.cameras["front"].lossy) == ("blosc-lz4hc", False)
+    assert (report.cameras["front"].codec, report.cameras["front"].lossy) == ("lz4hc (lz4hc probe 0.88x)", False)
     assert report.bytes == sum(f.stat().st_size for f in (store.path / "segments").rglob("*") if f.is_file())
     assert report.statistics == store.statistics()
     assert json.loads(to_json(report))["fingerprint"] == store.fingerprint()
@@ -182,5 +182,5 @@ def test_reports_are_printed_with_their_units(tmp_path: Path) -> None:
     render_findings([Finding("error", "a/b", "it is [broken]", "mend it")], console)
     render_findings([], console)
     text = console.export_text()
-    for part in ("x [m], y [m], yaw [rad]", "8 x 6 RGB", "CC0-1.0", "it is [broken]", "remedy: mend it", "sound"):
+    for part in ("x [m], y [m], yaw [rad]", "8 x 6, lz4hc", "CC0-1.0", "it is [broken]", "remedy: mend it", "sound"):
         assert part in text
