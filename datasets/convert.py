@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kineflow.contracts import KineflowError
 from kineflow.datasets.engines import EPISODES_PER_COMMIT, Engine, Job, import_with
 from kineflow.datasets.episode_store import EpisodeStore
-from kineflow.datasets.importers.source import ImportOptions, open_source
-from kineflow.datasets.manifest import sync
+from kineflow.datasets.importers.source import Facts, ImportOptions, open_source
+from kineflow.datasets.manifest import CameraRecord, sync
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,8 @@ def import_data(
     facts = opened.facts
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}.importing-", dir=destination.parent) as staged:
-        licence = options.licence or facts.licence
-        store = EpisodeStore.create(
-            Path(staged) / "store", facts.interface, facts.clock, facts.provenance, licence, facts.cameras
-        )
+        licence, cameras = options.licence or facts.licence, _cameras(facts, options)
+        store = EpisodeStore.create(Path(staged) / "store", facts.interface, facts.clock, facts.provenance, licence, cameras)
         if workers == 1 and engine == "pool":
             # The codecs of the first episode are those of all, so that nothing depends on where segments begin.
             with store.writer(EPISODES_PER_COMMIT, codecs={}) as writer:
@@ -71,10 +69,27 @@ def import_data(
         else:
             job = Job(name, source.absolute(), options, store.path.absolute())
             import_with(engine, workers, job, store, opened, progress or (lambda done, total: None))
-        steps = int(store.lengths.sum())
+        steps, not_carried = int(store.lengths.sum()), {**facts.not_carried, **_inexact(store)}
         store.path.rename(destination)
     sync(destination.parent)
     size = sum(f.stat().st_size for f in destination.rglob("*") if f.is_file())
     seconds = time.monotonic() - began
     where = (str(source), str(destination), name)
-    return ImportReport(*where, len(opened), steps, facts.carried, facts.not_carried, facts.clock, size, seconds)
+    return ImportReport(*where, len(opened), steps, facts.carried, not_carried, facts.clock, size, seconds)
+
+
+def _cameras(facts: Facts, options: ImportOptions) -> Mapping[str, CameraRecord]:
+    if not options.codec:
+        return facts.cameras
+    return {name: replace(facts.cameras.get(name, CameraRecord()), codec=options.codec) for name in facts.interface.cameras}
+
+
+def _inexact(store: EpisodeStore) -> dict[str, str]:
+    """Cameras whose pixels an encoder of ours has changed, and how to keep them."""
+    codecs = {name: [s.frame_array(name).codec for s in store.segments] for name in store.interface.cameras}
+    lossy = {name: sorted({codec.name_and_quality for codec in found if codec.lossy}) for name, found in codecs.items()}
+    return {
+        f"exact pixels of camera '{name}'": f"stored as {', '.join(found)}; `--codec lossless` keeps them, several times larger"
+        for name, found in lossy.items()
+        if found
+    }

@@ -20,6 +20,7 @@ def add(verbs: Any) -> None:
     load.add_argument("--schema", type=Path, help="YAML interface that names the dimensions, units and rate of unknown data")
     load.add_argument("--rate-hz", type=positive, help="rate of data without clocks or a schema")
     load.add_argument("--licence", default="", help="licence of the data, kept in the store")
+    load.add_argument("--codec", default="", help="of camera frames: auto (default), lossless, jpeg:1 to jpeg:100")
     load.add_argument("--workers", type=int, default=1, help="processes that read and encode; the store is the same")
     load.add_argument("--engine", choices=("pool", "ray"), default="pool", help="ray: the extra 'scale', a cluster")
     load.add_argument("source", type=Path)
@@ -54,7 +55,7 @@ def _import(args: argparse.Namespace) -> int:
             args.format,
             args.source,
             args.destination,
-            ImportOptions(args.schema, args.rate_hz, args.licence),
+            ImportOptions(args.schema, args.rate_hz, args.licence, args.codec),
             lambda done, total: progress.update(task, completed=done, total=total),
             args.workers,
             args.engine,

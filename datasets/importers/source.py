@@ -40,6 +40,7 @@ class ImportOptions:
     schema: Path | None = None  # an Interface as YAML: names, units, frames, limits
     rate_hz: float | None = None  # of data without clocks, or of the common clock that streams are resampled to
     licence: str = ""
+    codec: str = ""  # of all RGB cameras: "auto", "lossless", "jpeg:<quality>"; "": as the importer says, which is auto
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ import zarr
 from kineflow.contracts import CameraSpec, Episode, KineflowError, Stream
 from kineflow.datasets.checksums import CorruptData, with_crc, without_crc
 from kineflow.datasets.codecs import LZ4HC, FrameCodec, choose, decode_frame, encode_frames, keep_jpegs
+from kineflow.datasets.convert import import_data
 from kineflow.datasets.doctor import check_store, inspect_store
 from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.importers.source import ImportOptions
 from kineflow.datasets.manifest import CameraRecord
 from kineflow.datasets.segment import Segment
 from kineflow.datasets.zarr_v3 import Files, decode_frames, encode_shards, group
@@ -207,3 +209,21 @@ def test_bytes_that_are_no_frame_are_refused(codec: FrameCodec) -> None:
     for bad in (b"", b"\x02" * 40, good[: len(good) // 2], without_crc(encode_frames(other[None], codec)[0], "")):
         with pytest.raises(CorruptData):
             decode_frame(bad, codec, out)
+
+
+@pytest.mark.parametrize(("codec", "name"), [("", "jpeg q95 444"), ("lossless", "lz4hc"), ("jpeg:60", "jpeg q60 420")])
+def test_an_import_asks_for_a_codec_and_says_what_it_changed(tmp_path: Path, codec: str, name: str) -> None:
+    source = zarr.open_group(tmp_path / "buffer.zarr", mode="w", zarr_format=2)
+    for key, values in {
+        "data/image": natural_frames(6),
+        "data/action": np.zeros((6, 2)),
+        "meta/episode_ends": np.array([2, 6]),
+    }.items():
+        source.create_array(key, data=values)
+    store = tmp_path / "s.eps"
+    report = import_data("diffusion-policy-zarr", tmp_path / "buffer.zarr", store, ImportOptions(rate_hz=10.0, codec=codec))
+    assert inspect_store(store).cameras["image"].codec.startswith(name)
+    said = report.not_carried.get("exact pixels of camera 'image'", "")
+    assert ("stored as jpeg q" in said) == (codec != "lossless")
+    if codec == "lossless":
+        np.testing.assert_array_equal(EpisodeStore.open(store).episode(1).streams["image"].values, natural_frames(6)[2:])
