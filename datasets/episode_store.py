@@ -243,7 +243,7 @@ class EpisodeStore:
         `episodes` are those in them that have an instruction or a split; their streams are not needed.
         """
         while True:
-            listed = replace(_named(self._manifest, episodes), segments=(*self._manifest.segments, *written))
+            listed = replace(named(self._manifest, episodes), segments=(*self._manifest.segments, *written))
             segments = [*self._segments, *(Segment(self.path, entry) for entry in written)]
             try:
                 self._show(replace_manifest(self.path, recounted(listed, segments), self._manifest.generation))
@@ -252,13 +252,16 @@ class EpisodeStore:
                 self.reload()
 
     def _extended(self, added: SegmentEntry, episodes: Sequence[EncodedEpisode]) -> Manifest:
-        return _named(extended(self._manifest, self._segments, added, episodes), [e.episode for e in episodes])
+        return named(extended(self._manifest, self._segments, added, episodes), [e.episode for e in episodes])
 
     def _show(self, manifest: Manifest) -> None:
         known = {s.entry.id: s for s in self._segments}
-        self._segments = [known.get(e.id) or Segment(self.path, e) for e in manifest.segments]
+        self._segments = [known.get(e.id) or self._segment(e) for e in manifest.segments]
         self._place = [(segment, row) for segment in self._segments for row in range(segment.entry.episodes)]
         self._manifest = manifest
+
+    def _segment(self, listed: SegmentEntry) -> Segment:
+        return Segment(self.path, listed)
 
     def _locate(self, index: int) -> tuple[Segment, int]:
         if not 0 <= index < self.num_episodes:
@@ -337,7 +340,7 @@ class EpisodeWriter:
         return codecs
 
 
-def _named(manifest: Manifest, episodes: Sequence[Episode]) -> Manifest:
+def named(manifest: Manifest, episodes: Sequence[Episode]) -> Manifest:
     """`manifest` with the instructions and splits of `episodes` spelled out; the first to give a text gives its language."""
     tasks = {str(text_id(e.instruction)): TaskRecord(e.instruction, e.language) for e in reversed(episodes) if e.instruction}
     splits = {e.split: text_id(e.split) for e in episodes if e.split}

@@ -114,12 +114,18 @@ def read_manifest(store: Path) -> Manifest:
     file = store / NAME
     try:
         text = file.read_bytes()
-        data = json.loads(text)
     except FileNotFoundError:
         raise StoreError(
             f"{store} is not an episode store: {file} does not exist; give the folder of a store, "
             "or make one with `kineflow data import` or EpisodeStore.create"
         ) from None
+    return parse_manifest(text, str(file), str(store))
+
+
+def parse_manifest(text: bytes, file: str, store: str) -> Manifest:
+    """The contents of manifest.json; `file` and `store` are named in the StoreError when they are not as they were written."""
+    try:
+        data = json.loads(text)
     except ValueError as error:
         raise StoreError(f"{file} is damaged (not JSON: {error}); see `kineflow data doctor {store}`") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -129,7 +135,7 @@ def read_manifest(store: Path) -> Manifest:
         raise StoreError(f"{file} is damaged (its checksum does not match its contents); see `kineflow data doctor {store}`")
     try:
         segments = _segments(data.pop("segments", []))
-        manifest: Manifest = from_plain(Manifest, data, str(file))
+        manifest: Manifest = from_plain(Manifest, data, file)
     except ConfigError as error:
         raise StoreError(f"{error}; see `kineflow data doctor {store}`") from error
     except (TypeError, LookupError) as error:
@@ -155,7 +161,7 @@ def _segments(data: Any) -> tuple[SegmentEntry, ...]:
     return tuple(found)
 
 
-def check_version(version: Any, file: Path) -> None:
+def check_version(version: Any, file: Path | str) -> None:
     """Raise StoreError naming both versions when `file` was written by a newer Kineflow."""
     if not isinstance(version, int) or version > VERSION:
         raise StoreError(
@@ -187,9 +193,7 @@ def replace_manifest(store: Path, new: Manifest, expected_generation: int) -> Ma
 
 def write_manifest(store: Path, manifest: Manifest) -> None:
     """Write-tmp, fsync, rename. Callers other than `EpisodeStore.create` go through `replace_manifest`."""
-    data = to_plain(manifest)
-    data["checksum"] = crc32c(_canonical(data))
-    text = _canonical(data) + b"\n"
+    text = manifest_bytes(manifest)
     temporary = store / f".{NAME}.{new_ulid()}"
     try:
         with room_for("the manifest", store, len(text)):
@@ -200,6 +204,13 @@ def write_manifest(store: Path, manifest: Manifest) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(store)
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The contents of manifest.json, checksum last."""
+    data = to_plain(manifest)
+    data["checksum"] = crc32c(_canonical(data))
+    return _canonical(data) + b"\n"
 
 
 def new_ulid() -> str:

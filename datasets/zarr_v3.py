@@ -132,20 +132,30 @@ def read_frame_array(path: str, read: ReadFile) -> FrameArray:
 
 
 def frame_places(array: FrameArray, number: int, shard: memoryview) -> np.ndarray:
-    """Offset and length (crc32c included) of each frame in shard `number`, int64 `[frames, 2]`; (-1, -1) where the shard
-    does not hold it.
+    """`places` of a shard that is here as a whole."""
+    return places(array, number, len(shard), shard[max(len(shard) - index_bytes(array), 0) :])
+
+
+def index_bytes(array: FrameArray) -> int:
+    """Size of the index at the end of each shard, its crc32c included."""
+    return 16 * array.shard_frames + 4
+
+
+def places(array: FrameArray, number: int, shard_bytes: int, index: bytes | memoryview) -> np.ndarray:
+    """Offset and length (crc32c included) of each frame in shard `number` of `shard_bytes` bytes, from the last `index_bytes`
+    of it; int64 `[frames, 2]`, (-1, -1) where the shard does not hold the frame.
 
     Raises:
         CorruptData: the shard's index is damaged.
     """
-    name, size = array.shards()[number], 16 * array.shard_frames + 4
-    if len(shard) < size:
-        raise CorruptData(f"{name}: {len(shard)} bytes are too few for an index of {array.shard_frames} frames")
-    index = np.frombuffer(without_crc(shard[-size:], f"{name}: shard index"), "<u8").reshape(-1, 2)
-    index = index[: array.shape[0] - number * array.shard_frames]
-    room = np.uint64(len(shard) - size)
-    inside = (index[:, 1] <= room) & (index[:, 0] <= room - np.minimum(index[:, 1], room))
-    return np.where(inside[:, None], index.astype(np.int64), -1)
+    name, size = array.shards()[number], index_bytes(array)
+    if len(index) < size:
+        raise CorruptData(f"{name}: {shard_bytes} bytes are too few for an index of {array.shard_frames} frames")
+    entries = np.frombuffer(without_crc(index, f"{name}: shard index"), "<u8").reshape(-1, 2)
+    entries = entries[: array.shape[0] - number * array.shard_frames]
+    room = np.uint64(shard_bytes - size)
+    inside = (entries[:, 1] <= room) & (entries[:, 0] <= room - np.minimum(entries[:, 1], room))
+    return np.where(inside[:, None], entries.astype(np.int64), -1)
 
 
 def read_payloads(path: str, read: ReadFile, start: int, stop: int) -> list[bytes]:

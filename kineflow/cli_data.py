@@ -25,11 +25,16 @@ def add(verbs: Any) -> None:
     load.add_argument("--engine", choices=("pool", "ray"), default="pool", help="ray: the extra 'scale', a cluster")
     load.add_argument("source", type=Path)
     load.add_argument("destination", type=Path)
-    add_verb(data, "info", _info, "what a store holds").add_argument("store", type=Path)
+    info = add_verb(data, "info", _info, "what a store holds")
+    info.add_argument("--html", type=Path, metavar="FILE", help="one page with pictures, timelines and what the doctor finds")
+    info.add_argument("store", type=Path)
     cli_upkeep.add(data)
-    doctor = add_verb(data, "doctor", _doctor, "check every file and value of a store")
+    text = "what is wrong or odd in a store; any field of configs/data/doctor.yaml can follow, as in --idle_s 10"
+    doctor = add_verb(data, "doctor", _doctor, text, overrides=True)
     doctor.add_argument("store", type=Path)
-    doctor.add_argument("--verify", action="store_true", help="every byte, value and statistic (what it does without, too)")
+    doctor.add_argument("--verify", action="store_true", help="every byte, of frames too (all others are always read)")
+    doctor.add_argument("--config", default="data/doctor", help="YAML of thresholds (default data/doctor)")
+    doctor.add_argument("--html", type=Path, metavar="FILE", help="one page with pictures, timelines and findings")
     doctor.add_argument("--policy", help="also check that this checkpoint's contract fits the store")
     save = add_verb(data, "export", _export, "write a store in another format")
     save.add_argument("--format", required=True, help="an unknown name lists them all")
@@ -40,6 +45,12 @@ def add(verbs: Any) -> None:
     common.add_argument("--rule", action="append", required=True, help="NAME=nearest|hold|linear|slerp:SECONDS, * for all others")
     common.add_argument("store", type=Path)
     common.add_argument("destination", type=Path)
+    send = add_verb(data, "push", _push, "copy a store to a URL (s3://, gs://, az://); only what is new is sent")
+    send.add_argument("store", type=Path)
+    send.add_argument("url")
+    take = add_verb(data, "pull", _pull, "copy the store at a URL (also https://), every file checked")
+    take.add_argument("url")
+    take.add_argument("destination", type=Path)
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -70,6 +81,11 @@ def _info(args: argparse.Namespace) -> int:
     from kineflow.datasets.doctor import inspect_store, render_report
 
     report = inspect_store(args.store)
+    if args.html:
+        from kineflow.datasets.doctor import diagnose
+        from kineflow.datasets.report_page import write_page
+
+        write_page(args.store, diagnose(args.store), args.html)
     show(args, to_plain(report), lambda: render_report(report, Console()))
     return 0
 
@@ -77,9 +93,10 @@ def _info(args: argparse.Namespace) -> int:
 def _doctor(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from kineflow.datasets.doctor import Finding, check_store, render_findings
+    from kineflow.config import load_config
+    from kineflow.datasets.doctor import DoctorConfig, Finding, diagnose, render_findings
 
-    findings = check_store(args.store)
+    findings = diagnose(args.store, load_config(DoctorConfig, args.config, args.overrides), args.verify)
     if args.policy:
         from kineflow.datasets.episode_store import EpisodeStore
         from kineflow.policies.checkpoint import find_checkpoint, read_contract
@@ -89,6 +106,10 @@ def _doctor(args: argparse.Namespace) -> int:
             Finding("error", f"store {args.store} against policy {args.policy}", problem, remedy)
             for problem, _, remedy in (line.rpartition("; ") for line in interface_differences(needed, offered))
         ]
+    if args.html:
+        from kineflow.datasets.report_page import write_page
+
+        write_page(args.store, findings, args.html)
     show(args, to_plain(findings), lambda: render_findings(findings, Console()))
     return 1 if any(finding.severity == "error" for finding in findings) else 0
 
@@ -130,4 +151,35 @@ def _resample(args: argparse.Namespace) -> int:
             lambda done, total: progress.update(task, completed=done, total=total),
         )
     show(args, to_plain(report), lambda: Console().print_json(to_json(report)))
+    return 0
+
+
+def _push(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from kineflow.datasets.episode_store import EpisodeStore
+    from kineflow.datasets.remote.store import push
+
+    with Progress(console=Console(stderr=True), disable=args.json) as progress:
+        task = progress.add_task("sending segments", total=None)
+        there = push(
+            EpisodeStore.open(args.store), args.url, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    report = {"store": str(args.store), "url": args.url, "episodes": there.num_episodes, "fingerprint": there.fingerprint()}
+    show(args, report, lambda: Console().print_json(to_json(report)))
+    return 0
+
+
+def _pull(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from kineflow.datasets.remote.store import pull
+
+    with Progress(console=Console(stderr=True), disable=args.json) as progress:
+        task = progress.add_task("fetching segments", total=None)
+        here = pull(args.url, args.destination, lambda done, total: progress.update(task, completed=done, total=total))
+    report = {"url": args.url, "store": str(here.path), "episodes": here.num_episodes, "fingerprint": here.fingerprint()}
+    show(args, report, lambda: Console().print_json(to_json(report)))
     return 0
