@@ -71,6 +71,16 @@ def test_the_policy_and_a_probe_choose(frames: np.ndarray, policy: str, name: st
     assert (chosen.probe_ratio is not None) == (policy == "auto" and frames.dtype == np.uint8)
 
 
+def test_what_lz4hc_makes_three_times_smaller_stays_lossless_though_jpeg_is_smaller() -> None:
+    frames = simulated_frames(8)
+    frames[:, :20] = natural_frames(8)[:, :20]
+    chosen = choose("auto", frames)
+    assert sum(map(len, encode_frames(frames, JPEG95))) < sum(map(len, encode_frames(frames, LZ4HC)))
+    assert chosen.name == "lz4hc"
+    assert chosen.probe_ratio is not None
+    assert chosen.probe_ratio > 3
+
+
 def test_the_probe_looks_at_the_whole_episode() -> None:
     first_black = np.concatenate([np.zeros((200, 64, 64, 3), np.uint8), natural_frames(300, 64, 64)])
     chosen = choose("auto", first_black)
@@ -116,6 +126,14 @@ def test_other_readers_read_lossless_frames_equal(tmp_path: Path, frames: np.nda
         np.testing.assert_array_equal(by_rust[...], frames)
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(tmp_path / "cam")}}
     np.testing.assert_array_equal(tensorstore.open(spec).result().read().result(), frames)
+
+
+@pytest.mark.parametrize("frames", [simulated_frames(2), depth_frames(2)], ids=["rgb", "depth"])
+def test_the_metadata_say_how_bytes_were_shuffled(frames: np.ndarray) -> None:
+    payload = encode_frames(frames, LZ4HC)[0]
+    configuration = LZ4HC.zarr_codecs(frames.shape[1:])[1]["configuration"]
+    shuffled = {"shuffle": True, "noshuffle": False}[configuration["shuffle"]]
+    assert (payload[3], bool(payload[2] & 1)) == (configuration["typesize"], shuffled) == (frames.itemsize, frames.itemsize == 2)
 
 
 def test_zarr_python_opens_jpeg_frames_and_writes_some_that_we_read(tmp_path: Path) -> None:

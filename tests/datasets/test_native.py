@@ -13,6 +13,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 import pytest
+import simplejpeg
 from numcodecs import blosc
 
 from kineflow.datasets.checksums import without_crc
@@ -32,11 +33,14 @@ def compiled() -> NativeFrames:
     return found
 
 
-def decode(compiled: NativeFrames, payload: bytes, shape: tuple[int, ...], dtype: type) -> np.ndarray | None:
+def decode(
+    compiled: NativeFrames, payload: bytes, shape: tuple[int, ...], dtype: type, codec: str = "lz4hc"
+) -> np.ndarray | None:
     data = np.frombuffer(payload + google_crc32c.value(payload).to_bytes(4, "little"), np.uint8)
-    shards = np.array([(data.ctypes.data, len(data), CODECS["lz4hc"])], SHARD)
+    shards = np.array([(data.ctypes.data, len(data), CODECS[codec])], SHARD)
     out = np.empty((1, *shape), dtype)
-    status, _ = compiled.batches(shards, np.array([(0, len(data), 0)], PLACE), shape, jpeg=False).read(np.zeros(1, np.int64), out)
+    batches = compiled.batches(shards, np.array([(0, len(data), 0)], PLACE), shape, jpeg=codec == "jpeg")
+    status, _ = batches.read(np.zeros(1, np.int64), out)
     return out[0] if status == OK else None
 
 
@@ -69,9 +73,11 @@ def test_every_blosc_lz4_buffer_of_c_blosc_is_read(compiled: NativeFrames, name:
 
 @pytest.mark.parametrize("period", [1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 63, 64, 65, 300])
 def test_matches_that_overlap_with_what_they_write(compiled: NativeFrames, period: int) -> None:
-    motif = np.random.default_rng(period).integers(0, 256, period, np.uint8)
+    rng = np.random.default_rng(period)
+    # Without a rest behind them matches are copied byte by byte.
+    motif, rest = rng.integers(0, 256, period, np.uint8), rng.integers(0, 256, 60, np.uint8)
     for size in range(period + 20, period + 140, 3):
-        frame = np.resize(motif, 3 * size).reshape(1, size, 3)
+        frame = np.concatenate([np.resize(motif, 3 * size), rest]).reshape(1, size + 20, 3)
         payload = blosc.compress(frame.reshape(-1), b"lz4hc", 9, blosc.NOSHUFFLE, 0, 1)
         np.testing.assert_array_equal(decode(compiled, payload, frame.shape, np.uint8), frame)
 
@@ -82,6 +88,17 @@ def test_other_codecs_and_other_sizes_are_refused(compiled: NativeFrames) -> Non
         payload = blosc.compress(frame.reshape(-1), name, 5, shuffle, 0, 1)
         assert decode(compiled, payload, frame.shape, np.uint8) is None
     assert decode(compiled, without_crc(encode_frame(frame, LZ4HC), ""), (96, 95, 3), np.uint8) is None
+
+
+def test_jpegs_of_another_size_or_cut_off_are_refused(compiled: NativeFrames) -> None:
+    if not native_status().jpeg:
+        pytest.skip(f"no compiled JPEG: {native_status().reason}")
+    frame = natural_frames(1)[0]
+    payload = simplejpeg.encode_jpeg(frame, 90, "RGB", "420")
+    np.testing.assert_array_equal(decode(compiled, payload, (96, 96, 3), np.uint8, "jpeg"), simplejpeg.decode_jpeg(payload))
+    for shape in ((96, 95, 3), (48, 48, 3), (192, 192, 3)):
+        assert decode(compiled, payload, shape, np.uint8, "jpeg") is None
+    assert decode(compiled, payload[: len(payload) // 2], (96, 96, 3), np.uint8, "jpeg") is None
 
 
 def test_damaged_data_touch_nothing_outside_their_buffers(tmp_path: Path) -> None:
