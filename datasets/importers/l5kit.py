@@ -20,7 +20,7 @@ from kineflow.datasets.importers.schemas import chosen, unbounded
 from kineflow.datasets.importers.source import Facts, ImportOptions
 
 _COMPRESSORS = ("blosc", "zstd", "lz4", "gzip", "zlib", "bz2", "lzma")  # never "pickle", which numcodecs has too
-_FIELDS = {
+_FIELDS: dict[str, dict[str, tuple[int, ...]]] = {
     "scenes": {"frame_index_interval": (2,)},
     "frames": {"timestamp": (), "ego_translation": (3,), "ego_rotation": (3, 3)},
 }
@@ -69,7 +69,7 @@ class L5Kit:
         self._arrays = {name: StructuredArray(self._root / name) for name in _FIELDS}
         for name, needed in _FIELDS.items():
             dtype = self._arrays[name].dtype
-            found = {f: dtype.fields[f][0].shape for f in dtype.fields or {}}
+            found = {field: dtype[field].shape for field in dtype.names or ()}
             if any(found.get(field) != shape for field, shape in needed.items()):
                 raise KineflowError(f"{self._root / name} has the fields {found}, an L5Kit data set has {needed}")
         scenes = self._arrays["scenes"]

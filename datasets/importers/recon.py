@@ -103,9 +103,10 @@ class Recon:
             values = {n: _values(found, self._parts[n], file) for n in [*self._interface.features, "action"]}
             jpeg = {n: _jpegs(found, f"images/{n}", file) for n in self._interface.cameras}
         steps = len(values["action"])
-        for name, part in [*values.items(), *jpeg.items()]:
-            if len(part) != steps:
-                raise KineflowError(f"{file}: '{name}' has {len(part)} steps, the commands have {steps}; copy the file again")
+        counts = {name: len(part) for name, part in values.items()} | {name: len(part) for name, part in jpeg.items()}
+        for name, count in counts.items():
+            if count != steps:
+                raise KineflowError(f"{file}: '{name}' has {count} steps, the commands have {steps}; copy the file again")
         for name, pictures in jpeg.items():
             where = [f"{file}, images/{name}, step {step}" for step in range(steps)]
             values[name] = decode_jpegs(pictures, self._interface.cameras[name].frame_shape, where)
