@@ -20,7 +20,7 @@ import pytest
 import simplejpeg
 
 from kineflow.contracts import CameraSpec, Episode, Goal, Span, Stream
-from kineflow.datasets import journal_episode
+from kineflow.datasets import journal_episode, manifest as manifest_module
 from kineflow.datasets.doctor import check_store
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.journal import read_journal
@@ -360,3 +360,22 @@ def test_every_fact_of_an_episode_is_kept(store: EpisodeStore) -> None:
     for name, goal in goals.items():
         assert (found.goals[name].kind, found.goals[name].frame) == (goal.kind, goal.frame)
         np.testing.assert_array_equal(found.goals[name].value, goal.value)
+
+
+def test_finishing_again_after_the_swap_commits_once(store: EpisodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = recorder_of(store, sample_episode(0))
+    append_all(recorder, sample_episode(0))
+    real = manifest_module.sync
+
+    def broken(path: Path) -> None:
+        if path == store.path:
+            raise OSError(errno.EIO, "broken")
+        real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest_module, "sync", broken)
+        with pytest.raises(OSError, match="broken"):
+            recorder.finish(success=sample_episode(0).success)
+    recorder.finish(success=sample_episode(0).success)
+    assert store.num_episodes == 1
+    assert_equal_episodes(store.episode(0), sample_episode(0))
