@@ -17,6 +17,7 @@ import math
 import multiprocessing
 import shutil
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -30,7 +31,8 @@ from kineflow.contracts import Episode, KineflowError
 from kineflow.datasets.codecs import FrameCodec
 from kineflow.datasets.committing import committing
 from kineflow.datasets.episode_check import checked
-from kineflow.datasets.episode_store import EpisodeStore, write_segment
+from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.episode_writer import write_segment
 from kineflow.datasets.importers.source import ImportOptions, Source, open_source
 from kineflow.datasets.manifest import SegmentEntry, new_ulid, read_manifest
 from kineflow.datasets.segment import EncodedEpisode
@@ -41,6 +43,9 @@ Progress: TypeAlias = Callable[[int, int], None]
 EPISODES_PER_COMMIT = 64
 CHUNKS_PER_WORKER = 4  # so that workers end together though episodes differ in length
 ATTEMPTS = 3  # at one chunk; what kills three workers will kill the fourth
+
+
+PATIENCE_S = 5.0  # for workers to end by themselves; an episode that takes longer to read is given up
 
 
 @dataclass(frozen=True)
@@ -226,10 +231,12 @@ class _Pool:
             yield
         finally:
             for worker in self._workers:
-                worker.process.kill()
+                worker.connection.close()  # a worker ends when it next speaks or listens, and so leaves no semaphore behind
+            deadline = time.monotonic() + PATIENCE_S
             for worker in self._workers:
+                worker.process.join(max(0.0, deadline - time.monotonic()))
+                worker.process.kill()
                 worker.process.join()
-                worker.connection.close()
 
 
 def serve(connection: Connection, job: Job) -> None:
@@ -239,17 +246,18 @@ def serve(connection: Connection, job: Job) -> None:
     while True:
         try:
             chunk: Chunk | None = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         if chunk is None:
             return
         try:
             source = source or open_source(job.format, job.source, job.options)
             connection.send(write_chunk(job, chunk, source, lambda: connection.send(1)))
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             return
         except Exception as error:
-            connection.send(_Failed(_said(error)))
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.send(_Failed(_said(error)))
 
 
 def _said(error: Exception) -> str:

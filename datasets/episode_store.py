@@ -13,21 +13,19 @@ every file they use. Recording commits each episode, an import many at once.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from kineflow.contracts import Episode, FeatureStatistics, Interface
 from kineflow.datasets.camera_check import check_cameras
-from kineflow.datasets.codecs import FrameCodec, choose
+from kineflow.datasets.codecs import FrameCodec
 from kineflow.datasets.committing import committing
-from kineflow.datasets.episode_check import check_interface, checked
+from kineflow.datasets.episode_check import check_interface
+from kineflow.datasets.episode_writer import EpisodeWriter as EpisodeWriter, named, write_segment
 from kineflow.datasets.kept_totals import extended, kept_totals, recounted
 from kineflow.datasets.manifest import (
     CameraRecord,
@@ -35,17 +33,14 @@ from kineflow.datasets.manifest import (
     SegmentEntry,
     StaleGeneration,
     StoreError,
-    TaskRecord,
     new_ulid,
     read_manifest,
     replace_manifest,
-    sync,
     write_manifest,
 )
 from kineflow.datasets.quantile_sketch import QuantileSketch, side_by_side
-from kineflow.datasets.segment import EncodedEpisode, Segment, encode_episode, entry, pack, schema_hash, text_id, vector_streams
+from kineflow.datasets.segment import EncodedEpisode, Segment, schema_hash, vector_streams
 from kineflow.datasets.statistics import Moments, Totals, feature_statistics, join
-from kineflow.datasets.store_error import room_for
 
 _SYNC_THREADS = 8  # the file system joins syncs that wait together
 
@@ -279,86 +274,3 @@ class EpisodeStore:
 
     def _per_episode(self, parts: Sequence[np.ndarray]) -> Int64[np.ndarray, "E"]:
         return np.concatenate([np.zeros(0, np.int64), *parts])
-
-
-class EpisodeWriter:
-    """Context manager that appends checked episodes; on an exception what is not committed yet is dropped."""
-
-    def __init__(
-        self,
-        store: EpisodeStore,
-        episodes_per_commit: int,
-        segment_id: str = "",
-        codecs: Mapping[str, FrameCodec] | None = None,
-    ) -> None:
-        if episodes_per_commit < 1:
-            raise StoreError(f"episodes_per_commit is {episodes_per_commit}; it must be at least 1")
-        self._store = store
-        self._episodes_per_commit = episodes_per_commit
-        self._segment_id = segment_id
-        self._given = codecs
-        self._pending: list[EncodedEpisode] = []
-
-    def __enter__(self) -> EpisodeWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self.commit()
-
-    def add(self, episode: Episode) -> None:
-        """Check, compress and append; with `episodes_per_commit=1` the episode is durable when this returns.
-
-        Raises:
-            StoreError: the episode does not fit the schema, or is NaN; names episode, stream and step.
-        """
-        number = self._store.num_episodes + len(self._pending)
-        episode = checked(self._store.interface, episode, number)
-        codecs = self.codecs_of(episode)
-        if self._pending and not all(codec.same_bytes(self._pending[0].codecs[name]) for name, codec in codecs.items()):
-            self.commit()  # a segment has one codec for each camera
-        self._pending.append(encode_episode(self._store.interface, episode, codecs))
-        if len(self._pending) >= self._episodes_per_commit:
-            self.commit()
-
-    def commit(self) -> None:
-        """Make all pending episodes durable as one segment."""
-        if self._pending:
-            self._store.commit(self._pending, self._segment_id)
-            self._pending = []
-
-    def codecs_of(self, episode: Episode) -> dict[str, FrameCodec]:
-        """For each camera: the given one, or as the episodes before it in its segment, where that is possible; else probed."""
-        before = self._pending[0].codecs if self._pending else {}
-        codecs, records = dict(self._given or before), self._store.manifest.cameras
-        for name in self._store.interface.cameras:
-            source = episode.jpeg.get(name)
-            if name not in codecs or (source is not None) != (codecs[name].quality == "source"):
-                codecs[name] = choose(records[name].codec, episode.streams[name].values, source)
-        if self._given is not None and not self._given:
-            self._given = codecs
-        return codecs
-
-
-def named(manifest: Manifest, episodes: Sequence[Episode]) -> Manifest:
-    """`manifest` with the instructions and splits of `episodes` spelled out; the first to give a text gives its language."""
-    tasks = {str(text_id(e.instruction)): TaskRecord(e.instruction, e.language) for e in reversed(episodes) if e.instruction}
-    splits = {e.split: text_id(e.split) for e in episodes if e.split}
-    return replace(manifest, tasks={**tasks, **manifest.tasks}, splits={**manifest.splits, **splits})
-
-
-def write_segment(store: Path, interface: Interface, episodes: Sequence[EncodedEpisode], segment_id: str) -> SegmentEntry:
-    """Write `segments/<segment_id>/` durably, in the store at `store` but in no manifest yet; callers hold `committing`."""
-    files = pack(interface, episodes)
-    added = entry(segment_id, episodes, files)
-    staged = store / "staging" / added.id
-    with room_for(f"a segment of {len(episodes)} episodes", store, sum(map(len, files.values()))):
-        for path, data in files.items():
-            (staged / path).parent.mkdir(parents=True, exist_ok=True)
-            (staged / path).write_bytes(data)
-        folders = {staged / parent for path in files for parent in Path(path).parents}
-        with ThreadPoolExecutor(_SYNC_THREADS) as pool:
-            list(pool.map(sync, [*(staged / path for path in files), *folders]))
-        os.rename(staged, store / "segments" / added.id)
-        sync(store / "segments")
-    return added

@@ -93,7 +93,8 @@ def slerp(
     first = np.where(small, 1 - share, np.sin((1 - share) * angle) / sine)
     second = np.where(small, share, np.sin(share * angle) / sine)
     mixed = first * start + second * end
-    return mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+    unit: np.ndarray = mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+    return unit
 
 
 @dataclass(frozen=True)

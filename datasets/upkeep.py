@@ -17,7 +17,7 @@ from rich.console import Console
 
 from kineflow.contracts import Interface, Stream
 from kineflow.datasets.committing import committing, discard
-from kineflow.datasets.episode_store import write_segment
+from kineflow.datasets.episode_writer import write_segment
 from kineflow.datasets.journal import SUFFIX, lock_if_abandoned
 from kineflow.datasets.kept_totals import recounted
 from kineflow.datasets.manifest import (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from types import ModuleType
+from typing import Any
 
 from kineflow.interface import KineflowError
 
@@ -16,14 +16,14 @@ EXTRA_OF = {
     **dict.fromkeys(("av", "PIL"), "report"),
     "h5py": "hdf5",
     "pyarrow": "lerobot",
-    **dict.fromkeys(("mcap", "rosbags"), "ros"),
+    **dict.fromkeys(("mcap", "rosbags", "lz4", "zstandard"), "ros"),
     "obstore": "remote",
     "icechunk": "versioned",
     "ray": "scale",
 }
 
 
-def require(module: str, purpose: str) -> ModuleType:
+def require(module: str, purpose: str) -> Any:
     """Import `module`, needed for `purpose` ("to read HDF5").
 
     Raises:

@@ -11,7 +11,7 @@ from pathlib import Path
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.exporters.ros_messages import RosMessage, definition, described, episode_messages
 from kineflow.datasets.exporters.target import Carried, Progress
-from kineflow.datasets.extras import require
+from kineflow.extras import require
 
 
 def export_mcap(store: EpisodeStore, destination: Path, progress: Progress) -> Carried:
@@ -30,7 +30,7 @@ def write_mcap(file: Path, messages: Iterable[RosMessage]) -> dict[str, tuple[st
     schemas: dict[str, int] = {}
     counts: dict[str, tuple[str, int]] = {}
     with open(file, "wb") as opened:
-        writer = require("mcap.writer", extra="ros").Writer(opened, enable_data_crcs=True)
+        writer = require("mcap.writer", "to write MCAP").Writer(opened, enable_data_crcs=True)
         writer.start(profile="ros2", library="kineflow")
         for sequence, message in enumerate(messages):
             if message.type not in schemas:

@@ -12,7 +12,6 @@ import numpy as np
 
 from kineflow.contracts import Episode, Goal, KineflowError, to_plain
 from kineflow.datasets.episode_store import EpisodeStore
-from kineflow.datasets.extras import require
 from kineflow.datasets.importers.ros_episode import (
     ARRAY,
     COMPRESSED,
@@ -26,6 +25,7 @@ from kineflow.datasets.importers.ros_episode import (
 )
 from kineflow.datasets.importers.ros_messages import CAMERA_INFO
 from kineflow.datasets.manifest import Calibration
+from kineflow.extras import require
 
 _SECOND = 1_000_000_000
 _LATEST_NS = 2**31 * _SECOND  # a ROS stamp has 32 bits of seconds
@@ -43,7 +43,7 @@ class RosMessage(NamedTuple):
 @cache
 def types() -> Any:
     """The message types of ROS 2 Humble."""
-    typesys = require("rosbags.typesys", extra="ros")
+    typesys = require("rosbags.typesys", "for ROS messages")
     return typesys.get_typestore(typesys.Stores.ROS2_HUMBLE)
 
 

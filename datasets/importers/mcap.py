@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kineflow.contracts import KineflowError
-from kineflow.datasets.extras import require
 from kineflow.datasets.importers.ros_log import open_logs
 from kineflow.datasets.importers.ros_topics import LogMessage, Topic
 from kineflow.datasets.importers.source import ImportOptions, Source
+from kineflow.extras import require
 
 MAGIC = b"\x89MCAP0\r\n"
 _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _ATTACHMENT, _METADATA, _DATA_END = 3, 4, 5, 6, 9, 12, 15
@@ -149,9 +149,9 @@ def _decompressed(compression: str, packed: bytes, size: int) -> bytes:
     if size > _LARGEST_CHUNK:  # or a damaged length would be believed and its memory asked for
         raise ValueError(f"{size} bytes of one chunk")
     if compression == "lz4":
-        return bytes(require("lz4.frame", extra="ros").decompress(packed))
+        return bytes(require("lz4.frame", "to read compressed MCAP").decompress(packed))
     if compression == "zstd":
-        zstandard = require("zstandard", extra="ros")
+        zstandard = require("zstandard", "to read compressed MCAP")
         try:
             return bytes(zstandard.ZstdDecompressor().decompress(packed, max_output_size=size))
         except zstandard.ZstdError as error:

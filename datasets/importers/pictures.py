@@ -8,7 +8,7 @@ import numpy as np
 import simplejpeg
 
 from kineflow.contracts import KineflowError
-from kineflow.datasets.extras import require
+from kineflow.extras import require
 
 
 def is_jpeg(data: bytes) -> bool:
@@ -34,7 +34,7 @@ def decode_picture(data: bytes, what: str) -> np.ndarray:
 def _png(data: bytes) -> np.ndarray:
     import io
 
-    image = require("PIL.Image", extra="report").open(io.BytesIO(data))
+    image = require("PIL.Image", "to read pictures").open(io.BytesIO(data))
     if image.mode.startswith("I"):
         return np.asarray(image).astype(np.uint16)
     return np.asarray(image.convert("RGB"))

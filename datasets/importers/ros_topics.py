@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from kineflow.contracts import KineflowError
-from kineflow.datasets.extras import require
+from kineflow.extras import require
 
 DEFAULT_DISTRIBUTION = "humble"
 _HEADER = "std_msgs/msg/Header"
@@ -77,7 +77,7 @@ def decoder(topic: Topic) -> Decoder | str:
     """How to decode `topic`, or why that cannot be done."""
     if topic.encoding not in ("cdr", "ros1"):
         return f"message encoding '{topic.encoding}', only cdr and ros1 can be decoded"
-    types = require("rosbags.typesys", extra="ros")
+    types = require("rosbags.typesys", "for ROS messages")
     try:
         store = _types(types, topic)
     except Exception as error:  # the parser raises whatever the text leads it to

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from kineflow.contracts import Interface
-from kineflow.datasets.episode_store import EpisodeStore, named
+from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.episode_writer import named
 from kineflow.datasets.kept_totals import extended
 from kineflow.datasets.manifest import (
     NAME,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kineflow.datasets import episode_store, manifest
+from kineflow.datasets import episode_writer, manifest
 from kineflow.datasets.doctor import check_store
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.manifest import CameraRecord
@@ -63,7 +63,7 @@ def cut_before_call(patch: pytest.MonkeyPatch, number: int) -> Callable[[], int]
     patch.setattr(Path, "write_bytes", guarded(Path.write_bytes))
     patch.setattr(os, "rename", guarded(os.rename))
     patch.setattr(os, "replace", guarded(os.replace))
-    patch.setattr(episode_store, "sync", guarded(episode_store.sync))
+    patch.setattr(episode_writer, "sync", guarded(episode_writer.sync))
     patch.setattr(manifest, "sync", guarded(manifest.sync))
     return lambda: calls
 
@@ -101,7 +101,7 @@ def test_everything_is_synced_before_the_manifest_names_it(tmp_path: Path, monke
         log.append(str(path))
         real_sync(path)
 
-    monkeypatch.setattr(episode_store, "sync", record)
+    monkeypatch.setattr(episode_writer, "sync", record)
     monkeypatch.setattr(manifest, "sync", record)
     monkeypatch.setattr(os, "rename", lambda a, b: (log.append("RENAME"), real_rename(a, b)))
     monkeypatch.setattr(os, "replace", lambda a, b: (log.append("REPLACE"), real_replace(a, b)))

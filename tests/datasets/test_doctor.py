@@ -123,7 +123,7 @@ def test_what_a_faulty_writer_wrote_is_found(
     store = write(tmp_path / "s.eps", range(2))
     real = segment.pack
     monkeypatch.setattr(
-        "kineflow.datasets.episode_store.pack", lambda schema, episodes: real(schema, [fault(e) for e in episodes])
+        "kineflow.datasets.episode_writer.pack", lambda schema, episodes: real(schema, [fault(e) for e in episodes])
     )
     with store.writer() as writer:
         writer.add(sample_episode(2))

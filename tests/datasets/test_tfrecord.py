@@ -156,8 +156,7 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
         bad[bit // 8] ^= 1 << bit % 8
         file.write_bytes(bad)
         with pytest.raises(KineflowError, match=r"a.tfrecord, record [01]: .*copy or download it again"):
-            for record in find_records(file):
-                read_record(record)
+            _ = [read_record(record) for record in find_records(file)]
 
 
 def test_every_truncation_is_found(tmp_path: Path) -> None:
