@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from kineflow.cli import main
 from kineflow.contracts import Interface
-from kineflow.datasets import committing, episode_store, manifest as manifest_module, upkeep
+from kineflow.datasets import committing, episode_writer, manifest as manifest_module, upkeep
 from kineflow.datasets.collect import collect
 from kineflow.datasets.doctor import check_store
 from kineflow.datasets.episode_store import EpisodeStore
@@ -314,7 +314,7 @@ def cut_before_call(patch: pytest.MonkeyPatch, number: float) -> Callable[[], in
     patch.setattr(Path, "write_bytes", guarded(Path.write_bytes))
     for name in ("rename", "replace"):
         patch.setattr(os, name, guarded(getattr(os, name)))
-    for module in (episode_store, manifest_module):
+    for module in (episode_writer, manifest_module):
         patch.setattr(module, "sync", guarded(module.sync))
     return lambda: calls
 
