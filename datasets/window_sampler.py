@@ -7,6 +7,7 @@ complete together. A state is the position in that order, so the one that any ra
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -71,7 +72,7 @@ class WindowSampler:
         return np.random.default_rng([self._seed, epoch]).permutation(self._num_windows)
 
 
-def check_state(state: Mapping[str, int], identity: Mapping[str, int]) -> None:
+def check_state(state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Refuse the state of a sampler that is another one than `identity`; states from before ranks are of one."""
     for name, mine in identity.items():
         saved = state.get(name, 1 if name == "world" else None)
