@@ -151,7 +151,7 @@ def test_the_command_line(source: Path, alone: Path, tmp_path: Path, capsys: pyt
 @pytest.mark.filterwarnings("ignore::")  # Ray's own, of many kinds
 def test_ray_makes_the_same_store_though_a_task_dies(source: Path, alone: Path, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
-    import psutil
+    import psutil  # Ray brings its own, on the path once it is imported
 
     killed: list[int] = []
 
