@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kineflow import cli_upkeep
+from kineflow import cli_remote, cli_upkeep
 from kineflow.cli_verb import add_verb, positive, show
 from kineflow.contracts import interface_differences, to_json, to_plain
 
@@ -45,12 +45,7 @@ def add(verbs: Any) -> None:
     common.add_argument("--rule", action="append", required=True, help="NAME=nearest|hold|linear|slerp:SECONDS, * for all others")
     common.add_argument("store", type=Path)
     common.add_argument("destination", type=Path)
-    send = add_verb(data, "push", _push, "copy a store to a URL (s3://, gs://, az://); only what is new is sent")
-    send.add_argument("store", type=Path)
-    send.add_argument("url")
-    take = add_verb(data, "pull", _pull, "copy the store at a URL (also https://), every file checked")
-    take.add_argument("url")
-    take.add_argument("destination", type=Path)
+    cli_remote.add(data)
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -151,35 +146,4 @@ def _resample(args: argparse.Namespace) -> int:
             lambda done, total: progress.update(task, completed=done, total=total),
         )
     show(args, to_plain(report), lambda: Console().print_json(to_json(report)))
-    return 0
-
-
-def _push(args: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from kineflow.datasets.episode_store import EpisodeStore
-    from kineflow.datasets.remote.store import push
-
-    with Progress(console=Console(stderr=True), disable=args.json) as progress:
-        task = progress.add_task("sending segments", total=None)
-        there = push(
-            EpisodeStore.open(args.store), args.url, lambda done, total: progress.update(task, completed=done, total=total)
-        )
-    report = {"store": str(args.store), "url": args.url, "episodes": there.num_episodes, "fingerprint": there.fingerprint()}
-    show(args, report, lambda: Console().print_json(to_json(report)))
-    return 0
-
-
-def _pull(args: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from kineflow.datasets.remote.store import pull
-
-    with Progress(console=Console(stderr=True), disable=args.json) as progress:
-        task = progress.add_task("fetching segments", total=None)
-        here = pull(args.url, args.destination, lambda done, total: progress.update(task, completed=done, total=total))
-    report = {"url": args.url, "store": str(here.path), "episodes": here.num_episodes, "fingerprint": here.fingerprint()}
-    show(args, report, lambda: Console().print_json(to_json(report)))
     return 0
