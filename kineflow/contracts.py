@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 
 # One import for users: recordings, units, limits and errors come from here too.
-from kineflow.episode import Episode as Episode, Goal as Goal, Span as Span, Stream as Stream
+from kineflow.episode import (
+    Episode as Episode,
+    EpisodeStore as EpisodeStore,
+    FeatureStatistics as FeatureStatistics,
+    Goal as Goal,
+    Span as Span,
+    Stream as Stream,
+)
 from kineflow.interface import (
     CameraSpec as CameraSpec,
     ContractError as ContractError,
@@ -75,19 +82,6 @@ class SamplingRequest:
     steps: int | None = None
     guidance_scale: float | None = None
     prefix: CommittedPrefix | None = None
-
-
-@dataclass(frozen=True)
-class FeatureStatistics:
-    """Statistics of one feature over the training split, one value per dimension."""
-
-    count: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    min: tuple[float, ...]
-    max: tuple[float, ...]
-    q01: tuple[float, ...]
-    q99: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -168,27 +162,6 @@ class Policy(Protocol):
 
     def predict(self, observation: Observation, request: SamplingRequest) -> ActionChunk:
         """Observation `[B, T, ...]` and seeds `[B]` to an ActionChunk `[B, H, A]` in physical units."""
-        ...
-
-
-@runtime_checkable
-class EpisodeStore(Protocol):
-    """Committed episodes by index; conformance suite: tests/contracts/store_suite.py."""
-
-    @property
-    def interface(self) -> Interface: ...
-
-    @property
-    def lengths(self) -> Int64[np.ndarray, "E"]:
-        """Steps of each committed episode."""
-        ...
-
-    def episode(self, index: int) -> Episode:
-        """Read and verify one episode."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Hash of the schema and of every episode: equal for equal contents, however they are split into segments."""
         ...
 
 

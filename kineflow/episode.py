@@ -1,12 +1,14 @@
-"""One recorded demonstration: streams with their own clocks, and what is known about it. NumPy only."""
+"""Recorded demonstrations: streams with their own clocks, what is known about them, and where they are kept. NumPy only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
+
+from kineflow.interface import Interface
 
 if TYPE_CHECKING:
     from jaxtyping import Int64
@@ -61,3 +63,37 @@ class Episode:
     operator: str = ""
     # Camera -> the source's own JPEG bytes [T], kept byte for byte; the stream's values are their decoding. Writing only.
     jpeg: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """Statistics of one feature over the training split, one value per dimension."""
+
+    count: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+    q01: tuple[float, ...]
+    q99: tuple[float, ...]
+
+
+@runtime_checkable
+class EpisodeStore(Protocol):
+    """Committed episodes by index; conformance suite: tests/contracts/store_suite.py."""
+
+    @property
+    def interface(self) -> Interface: ...
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "E"]:
+        """Steps of each committed episode."""
+        ...
+
+    def episode(self, index: int) -> Episode:
+        """Read and verify one episode."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hash of the schema and of every episode: equal for equal contents, however they are split into segments."""
+        ...
