@@ -168,8 +168,9 @@ def _gaps(recordings: Recordings, clock: Clock, episode: int, found: _Intervals,
     missing = int(np.maximum(np.rint(intervals[late] / found.period) - 1, 1).sum())
     longest = float(intervals[late].max())
     after = ", ".join(map(str, late[:8])) + (", ..." if len(late) > 8 else "")
+    lost = f"{missing} sample{'s' * (missing > 1)} lost in {len(late)} gap{'s' * (len(late) > 1)}"
     problem = (
-        f"{missing} samples lost in {len(late)} gaps, the longest {longest / 1e9:.3g} s where a period is "
+        f"{lost}, the longest {longest / 1e9:.3g} s where a period is "
         f"{found.period / 1e9:.3g} s; after steps {after} ({_names(clock)})"
     )
     yield recordings.finding(

@@ -116,7 +116,9 @@ def _outliers(recordings: Recordings, name: str, config: DoctorConfig) -> Iterat
     low, high = np.quantile(values, [0.05, 0.95], axis=0)
     sigma = np.maximum(mad, (high - low) / _SIGMAS)
     known = sigma > 0
-    limit = np.where(known, config.outlier_z * sigma, np.inf)
+    # A joint that hardly moves leaves its resting place by nothing that matters beside what its neighbours do.
+    least = config.idle_motion * _of_unit(recordings, name)
+    limit = np.where(known, np.maximum(config.outlier_z * sigma, least), np.inf)
     rare = (np.abs(values - median) > limit).mean(0) <= config.outlier_share
     for episode, part in enumerate(parts):
         outside = (np.abs(part - median) > limit) & rare
@@ -134,6 +136,13 @@ def _outliers(recordings: Recordings, name: str, config: DoctorConfig) -> Iterat
                 "outlier", episode, name, problem, _OUTLIER_REMEDY, spans_ns=[(s, s) for s in stamps],
                 step=int(steps[0]), value=float(z.max()), threshold=config.outlier_z,
             )  # fmt: skip
+
+
+def _of_unit(recordings: Recordings, name: str) -> Float[np.ndarray, "D"]:
+    """The largest usual range among the dimensions of the same unit, for each dimension."""
+    interface, scale = recordings.store.interface, recordings.scale(name)
+    units = (interface.action if name == ACTION else interface.features[name]).vector.units
+    return np.array([max(s for s, other in zip(scale, units, strict=True) if other == unit) for unit in units])
 
 
 def _saturation(recordings: Recordings, name: str, config: DoctorConfig) -> Iterator[Finding]:
