@@ -13,9 +13,10 @@ every file they use. Recording commits each episode, an import many at once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -42,7 +43,7 @@ from kineflow.datasets.quantile_sketch import QuantileSketch, side_by_side
 from kineflow.datasets.segment import EncodedEpisode, Segment, schema_hash, vector_streams
 from kineflow.datasets.statistics import Moments, Totals, feature_statistics, join
 
-_SYNC_THREADS = 8  # the file system joins syncs that wait together
+T = TypeVar("T")
 
 
 class EpisodeStore:
@@ -87,11 +88,11 @@ class EpisodeStore:
         Raises:
             StoreError: no store, a newer version, or a missing, truncated or changed file; names it and the remedy.
         """
-        return cls(Path(path), read_manifest(Path(path)))
+        return _newest(Path(path), lambda manifest: cls(Path(path), manifest))
 
     def reload(self) -> None:
         """See what other writers have committed since."""
-        self._show(read_manifest(self.path))
+        _newest(self.path, self._show)
 
     @property
     def manifest(self) -> Manifest:
@@ -274,3 +275,14 @@ class EpisodeStore:
 
     def _per_episode(self, parts: Sequence[np.ndarray]) -> Int64[np.ndarray, "E"]:
         return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+def _newest(path: Path, show: Callable[[Manifest], T]) -> T:
+    """`show` of the manifest; again when its segments were replaced and removed by gc while `show` looked at them."""
+    while True:
+        manifest = read_manifest(path)
+        try:
+            return show(manifest)
+        except StoreError:
+            if read_manifest(path).generation == manifest.generation:
+                raise

@@ -36,7 +36,7 @@ from kineflow.contracts import Episode, Interface, Stream, to_plain
 from kineflow.datasets.annotations import NO_LANGUAGE, annotation_labels, decode_goals, decode_spans, encode_annotations, label_of
 from kineflow.datasets.checksums import CorruptData
 from kineflow.datasets.codecs import FrameCodec, encode_frames, keep_jpegs
-from kineflow.datasets.manifest import FORMAT, VERSION, FileEntry, Manifest, SegmentEntry, StoreError
+from kineflow.datasets.manifest import FORMAT, VERSION, FileEntry, Manifest, SegmentEntry, StoreError, read_manifest
 from kineflow.datasets.quantile_sketch import QuantileSketch, side_by_side, sketch
 from kineflow.datasets.statistics import ROWS, Moments, measure
 from kineflow.datasets.zarr_v3 import (
@@ -360,4 +360,9 @@ class Segment:
         return StoreError(f"{self.folder / path}: {problem}; {self._remedy()}")
 
     def _remedy(self) -> str:
+        try:
+            if all(listed.id != self.entry.id for listed in read_manifest(self._store).segments):
+                return "its segment was replaced since the store was opened, and `kineflow data gc` ran: open the store again"
+        except StoreError:  # of a remote store only copies of segments are here
+            pass
         return f"run `kineflow data doctor {self._store} --verify` and restore the file from a copy or import again"

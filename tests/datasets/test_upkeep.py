@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from kineflow.cli import main
 from kineflow.contracts import Interface
-from kineflow.datasets import committing, episode_writer, manifest as manifest_module, upkeep
+from kineflow.datasets import committing, episode_store, episode_writer, manifest as manifest_module, upkeep
 from kineflow.datasets.collect import collect
 from kineflow.datasets.doctor import check_store
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.journal import lock_if_abandoned
-from kineflow.datasets.manifest import Calibration, CameraRecord, StoreError
+from kineflow.datasets.manifest import Calibration, CameraRecord, Manifest, StoreError
 from kineflow.datasets.merge import merge
 from kineflow.datasets.repair import repair
 from kineflow.datasets.segment import Segment
@@ -206,9 +206,34 @@ def test_readers_of_the_old_generation_go_on_until_gc(tmp_path: Path) -> None:
     assert_equal_episodes(EpisodeStore.open(path).episode(0), sample_episode(1, LOW_DIM))
     assert collect(path).removed == report.removed
     assert collect(path).removed == ()
-    with pytest.raises(StoreError, match="the file is missing"):
+    with pytest.raises(StoreError, match=r"the file is missing; its segment was replaced .* open the store again"):
         reader.low_dim("pose")
     assert check_store(path) == []
+
+
+def test_opening_while_segments_are_replaced_and_removed_shows_the_newer_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = filled(tmp_path / "s.eps", range(3)).path
+    early, real = EpisodeStore.open(path), episode_store.read_manifest
+
+    def overtaken(store: Path) -> Manifest:
+        manifest = real(store)
+        monkeypatch.setattr(episode_store, "read_manifest", real)
+        delete(path, [0])
+        compact(path)
+        collect(path)
+        return manifest
+
+    monkeypatch.setattr(episode_store, "read_manifest", overtaken)
+    assert EpisodeStore.open(path).num_episodes == 2
+    monkeypatch.setattr(episode_store, "read_manifest", overtaken)
+    early.reload()
+    assert early.num_episodes == 1
+    assert_equal_episodes(early.episode(0), sample_episode(2, LOW_DIM))
+    shutil.rmtree(path / "segments" / early.manifest.segments[0].id)
+    with pytest.raises(StoreError, match="missing; run `kineflow data doctor"):  # damaged: not looked at for ever
+        EpisodeStore.open(path)
 
 
 @pytest.mark.parametrize("episodes", [[], [3], [-1], [0, 0]])
