@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from kineflow.datasets.bench.crash import bench_crash
+from kineflow.datasets.bench.data import bench_data
 from kineflow.policies.bench.compose import bench_compose
 from kineflow.policies.bench.head import bench_head
 from kineflow.policies.bench.rows import BenchReport, Row
@@ -20,6 +21,7 @@ BENCHES: dict[str, Callable[..., Iterator[Row]]] = {
     "train": bench_train,
     "sampler": bench_sampler,
     "crash": bench_crash,
+    "data": bench_data,
 }
 
 
