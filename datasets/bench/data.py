@@ -29,7 +29,7 @@ from kineflow.datasets.window_sampler import WindowSampler
 TURNS = {True: 5, False: 9}  # quick, full
 SECONDS = 0.04  # of the reference in one turn, at least
 SAMPLES_HELD = {True: 100_000, False: 1_000_000}
-_TUB = Path(__file__).resolve().parents[3] / "shared" / "data" / "donkeycar_tub"
+_TUB = Path(__file__).resolve().parents[3] / "shared" / "data" / "donkeycar_tub" / "tub.tar.gz"
 _REFERENCES = ("memmap", "jpeg_decode")
 _QUICK_PROCESSES = ("ours_lz4hc_native", "ours_jpeg_native", "memmap")
 
@@ -62,7 +62,7 @@ def _data_sets(folder: Path, quick: bool) -> dict[str, Callable[[], DataSet]]:
         "pusht": lambda: pusht(folder / "pusht", 30 if quick else None),
         "natural_96": lambda: natural(folder / "natural_96", 96, 8 if quick else 24, 150),
     }
-    if _TUB.is_dir():
+    if _TUB.is_file():
         made["donkeycar"] = lambda: donkeycar(folder / "donkeycar", _TUB)
     if not quick:
         made["natural_224"] = lambda: natural(folder / "natural_224", 224, 8, 100)

@@ -7,6 +7,7 @@ lerobot_v3/, robomimic.hdf5, replay_buffer.zarr     through our exporters
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,9 +69,12 @@ def pusht(folder: Path, episodes: int | None) -> DataSet:
     return _all_layouts("pusht_96", folder, whole, camera, feature, episodes or whole.num_episodes)
 
 
-def donkeycar(folder: Path, tub: Path) -> DataSet:
-    """Real frames of a small car, 160 x 120, with the source's own JPEG bytes."""
-    import_data("donkeycar-tub", tub, folder / "jpeg.eps")
+def donkeycar(folder: Path, archive: Path) -> DataSet:
+    """Real frames of a small car, 160 x 120, with the source's own JPEG bytes; `archive` is a tub in a .tar.gz."""
+    with tarfile.open(archive) as packed:
+        wanted = [member for member in packed if not Path(member.name).name.startswith("._")]
+        packed.extractall(folder, wanted, filter="data")
+    import_data("donkeycar-tub", folder / "tub", folder / "jpeg.eps")
     store = EpisodeStore.open(folder / "jpeg.eps")
     camera, feature = next(iter(store.interface.cameras)), next(iter(store.interface.features), "")
     _raw(store, camera, feature, folder / "raw")
