@@ -74,7 +74,7 @@ def build_page(path: Path, findings: Sequence[Finding]) -> str:
             "subtitle": _subtitle(report),
             "chips": _chips(report),
             "headlines": _headlines(report, findings),
-            "pictures": _pictures(store, shown),
+            "pictures": _pictures(store, shown, findings),
             "timelines": "".join(_episode(recordings, episode, findings) for episode in shown),
             "shown": _shown(len(shown), report.episodes),
             "lengths": histogram([_lasts(recordings, e) for e in range(report.episodes)], "s") if report.episodes else "",
@@ -248,10 +248,12 @@ def _change(recordings: Recordings, episode: int) -> tuple[np.ndarray, np.ndarra
     return np.concatenate([np.zeros(0), *times]), np.concatenate([np.zeros(0), *changes])
 
 
-def _pictures(store: EpisodeStore, shown: Sequence[int]) -> str:
+def _pictures(store: EpisodeStore, shown: Sequence[int], findings: Sequence[Finding]) -> str:
     if not store.interface.cameras:
         return '<p class="card empty">No cameras.</p>'
-    picked = [shown[i] for i in np.unique(np.linspace(0, len(shown) - 1, _PICTURED).round().astype(int))] if shown else []
+    spread = [shown[i] for i in np.unique(np.linspace(0, len(shown) - 1, _PICTURED).round().astype(int))] if shown else []
+    exchanged = [f.episode for f in findings if f.kind == "camera_swap" and f.episode in shown]
+    picked = sorted([*dict.fromkeys([*exchanged[:2], *spread])][:_PICTURED])
     return "".join(_camera(store, name, picked) for name in store.interface.cameras)
 
 

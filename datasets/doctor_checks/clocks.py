@@ -46,6 +46,7 @@ class _Intervals:
 
 def clock_findings(recordings: Recordings, config: DoctorConfig) -> Iterator[Finding]:
     """Episode by episode for each clock, then drift over the store, then each episode's streams against each other."""
+    jumped: set[int] = set()
     for clock in recordings.clocks:
         means: dict[int, float] = {}
         for episode in range(recordings.number):
@@ -54,10 +55,12 @@ def clock_findings(recordings: Recordings, config: DoctorConfig) -> Iterator[Fin
                 means[episode] = found.mean
                 yield from _rate(recordings, clock, episode, found, config)
                 yield from _jitter(recordings, clock, episode, found, config)
-            yield from _gaps(recordings, clock, episode, found, config)
+            for finding in _gaps(recordings, clock, episode, found, config):
+                jumped |= {episode} if finding.kind == "clock_jump" else set()
+                yield finding
         yield from _drift_over_store(recordings, clock, means, config)
     if len(recordings.clocks) > 1:
-        for episode in range(recordings.number):
+        for episode in sorted(set(range(recordings.number)) - jumped):  # a jump moves the end: said once
             yield from _edges(recordings, episode, config)
 
 
@@ -152,8 +155,9 @@ def _gaps(recordings: Recordings, clock: Clock, episode: int, found: _Intervals,
     lag = _lag(recordings, clock, episode)
     if jumps.any() and lag is not None and lag > 0.5 * excess[jumps].sum():
         first = int(late[jumps][0])
+        often = "" if len(excess[jumps]) == 1 else f"{len(excess[jumps])} times, first "
         problem = (
-            f"its clock jumps {len(excess[jumps])} times, the first by {excess[jumps][0]:.2f} s: it ends {lag:.2f} s "
+            f"its clock jumps {often}by {excess[jumps][0]:.2f} s: it ends {lag:.2f} s "
             "later than the other streams although no samples are missing"
         )
         at = [span for span, is_jump in zip(spans, jumps, strict=True) if is_jump]
@@ -197,7 +201,7 @@ def _edges(recordings: Recordings, episode: int, config: DoctorConfig) -> Iterat
         allowed = max(config.edge_s, 2 / clock.rate_hz)
         if clock not in lasting and stop > start:
             apart = max(action[0] - stop, start - action[1]) / 1e9
-            problem = f"it has no time in common with the action: {apart:.3g} s lie between them"
+            problem = f"it has no time in common with the action: {apart:.3g} s lie between them ({_names(clock)})"
             yield recordings.finding("clock_jump", episode, clock.name, problem, _JUMP_REMEDY, value=apart, severity="error")
             continue
         if (start - first) / 1e9 > allowed:

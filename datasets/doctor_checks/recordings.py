@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,9 +51,12 @@ class Recordings:
     @cached_property
     def clocks(self) -> tuple[Clock, ...]:
         """That of the action first."""
-        groups: dict[tuple[str, float], list[str]] = {}
+        groups: dict[tuple[bytes, float], list[str]] = {}
         for name, rate in self._rates.items():
-            clock = name if self.store.has_own_clock(name) else ACTION
+            clock = b""
+            if self.store.has_own_clock(name):  # cameras that are triggered together share one that is not the action's
+                lengths = self.store.stream_lengths(name)
+                clock = hashlib.sha256(lengths.tobytes() + self.store.stamps(name).tobytes()).digest()
             groups.setdefault((clock, rate), []).append(name)
         return tuple(Clock(tuple(names), rate) for (_, rate), names in groups.items())
 
