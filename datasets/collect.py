@@ -13,7 +13,7 @@ from rich.console import Console
 from kineflow.datasets.committing import nobody_commits
 from kineflow.datasets.journal import SUFFIX, lock_if_abandoned, read_journal
 from kineflow.datasets.manifest import NAME, StoreError, read_manifest
-from kineflow.datasets.repair import common_time
+from kineflow.datasets.repair import whole_steps
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _needed(journal: Path, listed: set[str]) -> str:
         contents = read_journal(journal)
     except StoreError:
         return ""
-    return "it can be salvaged: run `kineflow data repair`" if contents.is_finished or common_time(contents) is not None else ""
+    return "it can be salvaged: run `kineflow data repair`" if contents.is_finished or whole_steps(contents) else ""
 
 
 def _remove(leftover: Path) -> None:

@@ -39,8 +39,8 @@ def plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {**facts, "goals": goals, "spans": [asdict(span) for span in facts["spans"]]}
 
 
-def recorded_episode(interface: Interface, contents: Contents, scratch: Path, until_ns: int | None = None) -> Episode:
-    """The episode of a journal, every stream cut after `until_ns`; large ones lie in a nameless file in `scratch`.
+def recorded_episode(interface: Interface, contents: Contents, scratch: Path, kept: Mapping[str, int] | None = None) -> Episode:
+    """The episode of a journal, of each stream the first `kept` samples; large ones lie in a nameless file in `scratch`.
 
     Streams without samples are left out; `checked` refuses the episode then.
     """
@@ -49,7 +49,7 @@ def recorded_episode(interface: Interface, contents: Contents, scratch: Path, un
     spans = tuple(Span(**plain) for plain in facts.pop("spans"))
     streams, jpeg = {}, {}
     for name, samples in contents.samples.items():
-        count = len(samples.stamp_ns) if until_ns is None else int(np.searchsorted(samples.stamp_ns, until_ns, side="right"))
+        count = len(samples.stamp_ns) if kept is None else kept[name]
         if count == 0:
             continue
         if name in vector_streams(interface):

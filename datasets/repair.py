@@ -1,4 +1,8 @@
-"""After a crash: what a dead recorder left in its journal becomes an episode, up to its last whole step."""
+"""After a crash: what a dead recorder left in its journal becomes an episode, up to its last whole step.
+
+A step is an action with the samples of all streams that are recorded together with the actions: those end with the last step
+that all of them have. A stream with a clock of its own, or one that stalled, ends where it ended and costs the others nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from rich.console import Console
 
 from kineflow.datasets.committing import discard
@@ -17,17 +22,20 @@ from kineflow.datasets.journal_episode import commit_journal, recorded_episode
 from kineflow.datasets.segment import ACTION, schema_hash
 from kineflow.datasets.store_error import StoreError
 
+STALLED_S = 1.0  # further apart at the end, streams are no longer recorded together
 Outcome = Literal["salvaged", "committed before", "being recorded", "no whole step", "refused"]
 
 
 @dataclass(frozen=True)
 class JournalReport:
-    """What became of one journal. `cut` counts samples of each stream after the last time that all streams reach."""
+    """What became of one journal. `cut` counts samples of each stream after the last whole step; `ends_early_s` names streams
+    that ended long before the recording did, and how long."""
 
     journal: str
     outcome: Outcome
     steps: int = 0
     cut: Mapping[str, int] = field(default_factory=dict)
+    ends_early_s: Mapping[str, float] = field(default_factory=dict)
     problem: str = ""
 
 
@@ -65,13 +73,14 @@ def repair(path: Path, progress: Callable[[int, int], None] | None = None) -> Re
     return RepairReport(str(path), tuple(reports), store.num_episodes)
 
 
-def common_time(contents: Contents) -> int | None:
-    """The last time, ns, that every stream reaches; None when there is no step up to it."""
-    stamps = [samples.stamp_ns for samples in contents.samples.values()]
-    if any(len(s) == 0 for s in stamps):
-        return None
-    until = min(int(s[-1]) for s in stamps)
-    return until if all(s[0] <= until for s in stamps) else None
+def whole_steps(contents: Contents) -> dict[str, int]:
+    """How many samples of each stream belong to whole steps; {} when a stream has none."""
+    stamps = {name: samples.stamp_ns for name, samples in contents.samples.items()}
+    if any(len(s) == 0 for s in stamps.values()):
+        return {}
+    together = [name for name, s in stamps.items() if _recorded_together(s, stamps[ACTION])]
+    steps = min(len(stamps[name]) for name in together)
+    return {name: steps if name in together else len(s) for name, s in stamps.items()}
 
 
 def render_repair(report: RepairReport, console: Console) -> None:
@@ -81,6 +90,8 @@ def render_repair(report: RepairReport, console: Console) -> None:
         cut = ", ".join(f"{count} of {name}" for name, count in journal.cut.items())
         line = f"{journal.journal}: {journal.outcome}" + (f", {journal.steps} steps" if journal.steps else "")
         console.print(line + (f", cut {cut} after the last whole step" if cut else ""), markup=False, highlight=False)
+        for name, seconds in journal.ends_early_s.items():
+            console.print(f"  '{name}' ends {seconds:.1f} s before the recording does", markup=False, highlight=False)
         if journal.problem:
             console.print(f"  {journal.problem}", markup=False, highlight=False)
 
@@ -109,11 +120,11 @@ def _salvage(store: EpisodeStore, journal: Path) -> JournalReport:
         problem = "it was recorded with another schema than the store has; repair it in the store it was recorded for"
         return JournalReport(str(journal), "refused", problem=problem)
     problem = _problem(contents)
-    until = None if contents.is_finished else common_time(contents)
-    if until is None and not contents.is_finished:
+    kept = whole_steps(contents)
+    if not kept and not contents.is_finished:
         problem = f"{problem}not every stream has a sample; `kineflow data gc` removes it"
         return JournalReport(str(journal), "no whole step", problem=problem)
-    episode = recorded_episode(store.interface, contents, store.path / "staging", until)
+    episode = recorded_episode(store.interface, contents, store.path / "staging", None if contents.is_finished else kept)
     if not contents.is_finished:
         episode = replace(episode, source=f"{episode.source} (repaired: recording {journal_id} was not finished)".lstrip())
     try:
@@ -123,9 +134,21 @@ def _salvage(store: EpisodeStore, journal: Path) -> JournalReport:
             raise  # no room: the same for every journal
         return JournalReport(str(journal), "refused", problem=str(error))
     journal.unlink(missing_ok=True)
-    kept = {name: len(stream.stamp_ns) for name, stream in episode.streams.items()}
-    cut = {name: len(s.stamp_ns) - kept[name] for name, s in contents.samples.items() if len(s.stamp_ns) > kept[name]}
-    return JournalReport(str(journal), "salvaged", kept[ACTION], cut, problem.removesuffix("; "))
+    count = {name: len(stream.stamp_ns) for name, stream in episode.streams.items()}
+    cut = {name: len(s.stamp_ns) - count[name] for name, s in contents.samples.items() if len(s.stamp_ns) > count[name]}
+    return JournalReport(str(journal), "salvaged", count[ACTION], cut, _ends_early_s(contents), problem.removesuffix("; "))
+
+
+def _recorded_together(stamp_ns: np.ndarray, action_ns: np.ndarray) -> bool:
+    both = min(len(stamp_ns), len(action_ns))
+    apart_s = abs(int(stamp_ns[-1]) - int(action_ns[-1])) / 1e9
+    return np.array_equal(stamp_ns[:both], action_ns[:both]) and apart_s <= STALLED_S
+
+
+def _ends_early_s(contents: Contents) -> dict[str, float]:
+    last = {name: int(samples.stamp_ns[-1]) for name, samples in contents.samples.items()}
+    early = {name: (max(last.values()) - end) / 1e9 for name, end in sorted(last.items())}
+    return {name: seconds for name, seconds in early.items() if seconds > STALLED_S}
 
 
 def _problem(contents: Contents) -> str:

@@ -59,7 +59,10 @@ def left_behind(folder: Path, data: bytes) -> EpisodeStore:
 
 
 def expected_after(whole_bytes: int) -> dict[str, int]:
-    """Samples of each stream up to the last whole step of the first `whole_bytes` of the journal; {}: there is none."""
+    """Samples of each stream up to the last whole step of the first `whole_bytes` of the journal; {}: there is none.
+
+    `force` has a clock of its own: whatever came of it is kept.
+    """
     episode = two_rates(0)
     at = len(MAGIC)
     at += HEAD_BYTES + int.from_bytes(journal_bytes()[at : at + 4], "little")
@@ -71,9 +74,8 @@ def expected_after(whole_bytes: int) -> dict[str, int]:
         seen[name].append(stamp)
     if not all(seen.values()):
         return {}
-    until = min(stamps[-1] for stamps in seen.values())
-    counts = {name: sum(stamp <= until for stamp in stamps) for name, stamps in seen.items()}
-    return counts if all(counts.values()) else {}
+    steps = min(len(seen["pose"]), len(seen["action"]))
+    return {"pose": steps, "action": steps, "force": len(seen["force"])}
 
 
 def assert_salvaged(store: EpisodeStore, counts: dict[str, int], whole: Episode) -> None:
@@ -149,6 +151,42 @@ def test_samples_beyond_the_common_time_are_counted(tmp_path: Path) -> None:
     recorder._close()
     (report,) = repair(store.path).journals
     assert (report.outcome, report.steps, report.cut) == ("salvaged", 6, {"pose": 2})
+
+
+def test_a_stream_that_stalled_or_is_slow_does_not_cost_the_others(tmp_path: Path) -> None:
+    """A camera that stopped after 1 s and a force sensor with one sample: 40 s of actions and poses are kept."""
+    store = EpisodeStore.create(tmp_path / "s.eps", INTERFACE, cameras={"front": CameraRecord("lossless")})
+    given = sample_episode(0, length=400)
+    whole = dict.fromkeys(given.streams, 400) | {"front": 10, "force": 1}
+    streams = {n: Stream(s.values[: whole[n]], s.stamp_ns[: whole[n]]) for n, s in given.streams.items()}
+    recorder = recorder_of(store, given)
+    append_all(recorder, replace(given, streams=streams))
+    recorder.append("action", np.zeros(2), int(streams["action"].stamp_ns[-1]) + 100_000_000)  # the step that was interrupted
+    recorder._close()
+    (report,) = repair(store.path).journals
+    assert (report.outcome, report.steps, report.cut) == ("salvaged", 400, {"action": 1})
+    assert report.ends_early_s == {
+        name: pytest.approx((streams["pose"].stamp_ns[-1] - streams[name].stamp_ns[-1]) / 1e9 + 0.1)
+        for name in ("force", "front")
+    }
+    store.reload()
+    found = store.episode(0)
+    assert_equal_episodes(found, replace(given, streams=streams, success=None, source=found.source))
+    assert [name for name in streams if store.has_own_clock(name)] == ["force", "front"]
+    assert collect(store.path).kept == {}
+
+
+def test_actions_that_ended_early_do_not_cost_the_others(tmp_path: Path) -> None:
+    store, given = EpisodeStore.create(tmp_path / "s.eps", LOW_DIM), sample_episode(0, LOW_DIM, length=60)
+    action = given.streams["action"]
+    given = replace(given, streams={**given.streams, "action": Stream(action.values[:20], action.stamp_ns[:20])})
+    recorder = recorder_of(store, given)
+    append_all(recorder, given)
+    recorder._close()
+    (report,) = repair(store.path).journals
+    assert (report.steps, report.cut) == (20, {})
+    store.reload()
+    assert_equal_episodes(store.episode(0), replace(given, success=None, source=store.episode(0).source))
 
 
 def test_a_living_recorder_is_left_alone_and_goes_on(tmp_path: Path) -> None:
