@@ -7,13 +7,14 @@ Other people's tools ignore it. Values of the data never live here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from kineflow.config import from_plain
 from kineflow.contracts import Episode, Goal, Interface, KineflowError, Span, to_plain
+from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.manifest import CameraRecord, Manifest
 
 FORMAT = "kineflow-sidecar"
@@ -32,6 +33,20 @@ class Sidecar:
     licence: str
     format: str = FORMAT
     version: int = VERSION
+
+
+def without_second_loss(store: EpisodeStore, keeps_jpeg: bool) -> Manifest:
+    """The manifest to put into a sidecar: an import must not encode a second time what the store holds as JPEG.
+
+    `keeps_jpeg`: the export carries the stored bytes. Where it does not, or where only some segments are JPEG, the camera is
+    called lossless, so that an import keeps the decoded pixels.
+    """
+    records = dict(store.manifest.cameras)
+    for name in store.interface.cameras:
+        codecs = {segment.frame_array(name).codec.name for segment in store.segments}
+        if "jpeg" in codecs and not (keeps_jpeg and codecs == {"jpeg"}):
+            records[name] = replace(records[name], codec="lossless")
+    return replace(store.manifest, cameras=records)
 
 
 def store_sidecar(manifest: Manifest) -> dict[str, Any]:

@@ -9,9 +9,7 @@ rest in the attribute `kineflow` of the root (datasets/sidecar.py); an import fi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zarr
@@ -21,7 +19,7 @@ from kineflow.contracts import KineflowError
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.exporters.target import Carried, Progress
 from kineflow.datasets.importers.diffusion_policy_zarr import ATTRIBUTE, STAMPS, buffers_of
-from kineflow.datasets.sidecar import episode_sidecar, left_out, store_sidecar
+from kineflow.datasets.sidecar import episode_sidecar, left_out, store_sidecar, without_second_loss
 
 CHUNK_BYTES = 2_000_000
 
@@ -62,13 +60,8 @@ def export_replay_buffer(store: EpisodeStore, destination: Path, progress: Progr
         progress(index + 1, store.num_episodes)
     jpegs = [name for name in frames if any(s.frame_array(name).codec.name == "jpeg" for s in store.segments)]
     missing |= {f"JPEG bytes of {name}": "the frames are decoded; an import keeps these frames lossless" for name in jpegs}
-    root.attrs[ATTRIBUTE] = {"store": store_sidecar(_without_second_loss(store, jpegs)), "episodes": episodes}
+    root.attrs[ATTRIBUTE] = {"store": store_sidecar(without_second_loss(store, keeps_jpeg=False)), "episodes": episodes}
     return Carried(_said(buffers), missing)
-
-
-def _without_second_loss(store: EpisodeStore, jpegs: list[str]) -> Any:
-    records = store.manifest.cameras
-    return replace(store.manifest, cameras={n: replace(r, codec="lossless") if n in jpegs else r for n, r in records.items()})
 
 
 def _said(buffers: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, str]:

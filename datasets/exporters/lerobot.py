@@ -1,6 +1,6 @@
-"""Export to LeRobot v3.0 and v2.1, frames as PNG (lossless, the default) or as video (lossy, small); layout: lerobot_layout.py.
+"""Export to LeRobot v3.0 and v2.1, frames as pictures (lossless, the default) or as video (lossy, small); layout: lerobot_layout.py.
 
-One row is one step, so every stream must share the clock of the actions. LeRobot's `timestamp` is index / fps, and its readers
+Pictures are PNG, or the store's own JPEG bytes where it has these. One row is one step, so every stream must share the clock of the actions. LeRobot's `timestamp` is index / fps, and its readers
 refuse or mis-seek anything else: the store's own stamps go beside it as the column `kineflow.stamp_ns` (int64 ns) where they
 differ. Units, limits, spans and the rest go to `meta/kineflow.json` and `kineflow/episode`; our importer brings all back.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ from kineflow.datasets.exporters.target import Carried, Progress
 from kineflow.datasets.importers.clocks import nominal_ns
 from kineflow.datasets.importers.lerobot import STAMPS
 from kineflow.datasets.importers.lerobot_layout import EPISODE_SIDECAR, SIDECAR
-from kineflow.datasets.sidecar import episode_sidecar, left_out, store_sidecar
+from kineflow.datasets.sidecar import episode_sidecar, left_out, store_sidecar, without_second_loss
 
 NUMBERING = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64", "task_index": "int64"}
 
 
 def export_v3(store: EpisodeStore, destination: Path, progress: Progress) -> Carried:
-    """LeRobot v3.0 with frames as PNG in the parquet files."""
+    """LeRobot v3.0 with frames as PNG or JPEG in the parquet files."""
     return _export(store, destination, "v3.0", False, progress)
 
 
@@ -40,7 +40,7 @@ def export_v3_video(store: EpisodeStore, destination: Path, progress: Progress) 
 
 
 def export_v21(store: EpisodeStore, destination: Path, progress: Progress) -> Carried:
-    """LeRobot v2.1 with frames as PNG in the parquet files."""
+    """LeRobot v2.1 with frames as PNG or JPEG in the parquet files."""
     return _export(store, destination, "v2.1", False, progress)
 
 
@@ -115,7 +115,7 @@ class _Export:
             counts = {"videos": films.files, "data_files": tables.files}
         tables.finish(self._tasks, merged(self._parts))
         self._write_info(types, counts)
-        (self._root / SIDECAR).write_text(to_json(store_sidecar(store.manifest)))
+        (self._root / SIDECAR).write_text(to_json(store_sidecar(without_second_loss(store, keeps_jpeg=True))))
         return Carried({f.stream: f"{f.key} ({f.dtype})" for f in self._features}, self._not_carried())
 
     def _row(self, episode: Episode, number: int, films: Videos) -> EpisodeRow:
@@ -127,6 +127,7 @@ class _Export:
         task = self._tasks.setdefault(episode.instruction, len(self._tasks))
         self._lost |= left_out(episode)
         columns: dict[str, np.ndarray] = {f.key: episode.streams[f.stream].values for f in self._features}
+        pictures = {f.key: self._store.jpegs(number, f.stream) for f in self._features if f.dtype == "image"}
         places = {f.key: films.add(f.key, columns.pop(f.key), number) for f in self._features if f.dtype == "video"}
         if self._stamps:
             columns[STAMPS] = stamps
@@ -137,7 +138,7 @@ class _Export:
         stats = self._measure(episode, columns)
         first, self._index = self._index, self._index + length
         side = json.dumps(episode_sidecar(episode), allow_nan=False)
-        return EpisodeRow(number, length, episode.instruction, first, columns, places, stats, {EPISODE_SIDECAR: side})
+        return EpisodeRow(number, length, episode.instruction, first, columns, places, stats, {EPISODE_SIDECAR: side}, _only(pictures))
 
     def _measure(self, episode: Episode, columns: dict[str, np.ndarray]) -> dict[str, Stats]:
         stats: dict[str, Stats] = {}
@@ -197,6 +198,10 @@ def _features(interface: Interface, video: bool) -> list[_Feature]:
     for name, feature in interface.features.items():
         found.append(_Feature(name, "next.reward" if name == "reward" else f"observation.{name}", feature, "float32"))
     return [*found, _Feature("action", "action", interface.action, "float32")]
+
+
+def _only(pictures: Mapping[str, Sequence[bytes] | None]) -> dict[str, Sequence[bytes]]:
+    return {key: encoded for key, encoded in pictures.items() if encoded is not None}
 
 
 def _width(feature: _Feature) -> int:

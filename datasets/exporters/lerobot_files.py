@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -44,6 +44,7 @@ class EpisodeRow:
     videos: Mapping[str, VideoPlace]
     stats: Mapping[str, Stats]
     texts: Mapping[str, str]
+    jpegs: Mapping[str, Sequence[bytes]]  # image columns whose frames are JPEG already
 
 
 class Tables:
@@ -80,7 +81,8 @@ class Tables:
         pyarrow = require("pyarrow", PURPOSE)
         if self._writer is None or self._version == "v2.1" or self._path.stat().st_size >= MAX_DATA_BYTES:
             self._open(episode.number)
-        arrays = [_array(pyarrow, episode.columns[name], field) for name, field in zip(self._schema.names, self._schema)]
+        columns: dict[str, Any] = {**episode.columns, **episode.jpegs}
+        arrays = [_array(pyarrow, columns[name], field) for name, field in zip(self._schema.names, self._schema)]
         self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema), row_group_size=episode.length)
         self._rows.append(self._listed(episode))
         self._stats.append({"episode_index": episode.number, "stats": _five(episode.stats)})
@@ -205,9 +207,10 @@ def _schema(types: Mapping[str, tuple[str, int]]) -> Any:
     return pyarrow.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def _array(pyarrow: Any, values: np.ndarray, field: Any) -> Any:
+def _array(pyarrow: Any, values: np.ndarray | Sequence[bytes], field: Any) -> Any:
     if pyarrow.types.is_struct(field.type):
-        return pyarrow.array([{"bytes": png(frame), "path": None} for frame in values], field.type)
+        encoded = [frame if isinstance(frame, bytes) else png(frame) for frame in values]
+        return pyarrow.array([{"bytes": data, "path": None} for data in encoded], field.type)
     if pyarrow.types.is_fixed_size_list(field.type):
         flat = pyarrow.array(np.ascontiguousarray(values).reshape(-1), field.type.value_type)
         return pyarrow.FixedSizeListArray.from_arrays(flat, field.type.list_size)

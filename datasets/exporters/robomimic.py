@@ -16,7 +16,7 @@ from kineflow.contracts import Episode, KineflowError, to_json
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.exporters.target import Carried, Progress
 from kineflow.datasets.importers.robomimic import EPISODE_SIDECAR, SIDECAR, STAMPS
-from kineflow.datasets.sidecar import episode_sidecar, left_out, store_sidecar
+from kineflow.datasets.sidecar import episode_sidecar, left_out, store_sidecar, without_second_loss
 from kineflow.extras import require
 
 GYM = 2  # robomimic's number for a gym environment, which is what it takes for one that it does not know
@@ -44,6 +44,8 @@ def export_robomimic(store: EpisodeStore, destination: Path, progress: Progress)
             "to one clock first, or export to MCAP"
         )
     lost, splits = dict(_LOST), dict[str, list[str]]()
+    for name in (n for n in interface.cameras if any(s.frame_array(n).codec.name == "jpeg" for s in store.segments)):
+        lost[f"JPEG bytes of {name}"] = "the frames are decoded; an import keeps these frames lossless"
     with h5py.File(destination, "w") as file:
         data = file.create_group("data")
         for number in range(store.num_episodes):
@@ -58,7 +60,7 @@ def export_robomimic(store: EpisodeStore, destination: Path, progress: Progress)
         data.attrs["env_args"] = json.dumps(environment)
         for split, members in splits.items():
             file[f"mask/{split.replace('/', '_')}"] = np.array(members, "S")
-        file[SIDECAR] = to_json(store_sidecar(store.manifest))
+        file[SIDECAR] = to_json(store_sidecar(without_second_loss(store, keeps_jpeg=False)))
     carried = {name: "rewards" if name == "reward" else f"obs/{name}" for name in streams}
     return Carried({"action": "actions", **carried}, lost)
 
