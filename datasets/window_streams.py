@@ -7,12 +7,12 @@ where the rule finds nothing are marked, and no window observes them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from kineflow.contracts import KineflowError
+from kineflow.contracts import Interface, KineflowError
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.resample import Resample, resampled
 
@@ -59,6 +59,17 @@ def has_own_clock(store: EpisodeStore, name: str, rules: Mapping[str, Resample])
             f"resample: {{{name}: {{rule: hold, max_gap_s: 0.1}}}} (rules: nearest, hold, linear, slerp)"
         )
     return True
+
+
+def interface_of_windows(store: EpisodeStore, rules: Mapping[str, Resample]) -> Interface:
+    """That of `store`, but what a rule reads at the times of the actions comes at their rate."""
+    offered = store.interface
+    rate_hz, read = offered.action.rate_hz, [name for name in rules if store.has_own_clock(name)]
+    return Interface(
+        {name: replace(spec, rate_hz=rate_hz) if name in read else spec for name, spec in offered.features.items()},
+        offered.action,
+        {name: replace(spec, rate_hz=rate_hz) if name in read else spec for name, spec in offered.cameras.items()},
+    )
 
 
 def _at_actions(store: EpisodeStore, name: str, values: Float32[np.ndarray, "M D"], rule: Resample) -> Rows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,3 +26,12 @@ def training_progress() -> Progress:
         TextColumn("loss {task.fields[loss]:.4f}"),
     )
     return Progress(*columns, console=Console(stderr=True))
+
+
+def say_left_out(left_out: Mapping[str, int], windows: int) -> None:
+    """How many windows observe a gap, by the stream to blame, beside the `windows` that are trained and validated on."""
+    if left_out:
+        blame = ", ".join(f"{name} {count}" for name, count in left_out.items())
+        missing = sum(left_out.values())
+        line = f"{missing} of {missing + windows} windows are left out: they would observe a gap ({blame})"
+        Console(stderr=True).print(line, markup=False, highlight=False)
