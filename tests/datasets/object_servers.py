@@ -16,6 +16,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
+
+from kineflow.datasets.remote.objects import Objects
 
 KEYS = ("test", "secret-of-the-test")
 BUCKET = "robots"
@@ -24,7 +27,6 @@ BUCKET = "robots"
 @contextmanager
 def s3_server(folder: Path) -> Iterator[dict[str, Any]]:
     """SeaweedFS with one bucket; yields the options that reach it."""
-    boto3 = __import__("boto3")
     folder.mkdir(parents=True, exist_ok=True)
     credentials = [{"accessKey": KEYS[0], "secretKey": KEYS[1]}]
     rights = {"name": "test", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
@@ -37,12 +39,12 @@ def s3_server(folder: Path) -> Iterator[dict[str, Any]]:
     with open(folder / "log", "w") as log:
         server = subprocess.Popen([*words, *ports, "-volume.max=8", "-master.volumeSizeLimitMB=64"], stdout=log, stderr=log)
     try:
-        endpoint = f"http://127.0.0.1:{s3}"
-        access = {"aws_access_key_id": KEYS[0], "aws_secret_access_key": KEYS[1], "region_name": "us-east-1"}
-        client = boto3.client("s3", endpoint_url=endpoint, **access)
-        until(lambda: client.create_bucket(Bucket=BUCKET))
-        until(lambda: client.put_object(Bucket=BUCKET, Key="ready", Body=b"yes"))
-        yield {"endpoint": endpoint, "access_key_id": KEYS[0], "secret_access_key": KEYS[1], "region": "us-east-1"}
+        folder_of_bucket = Request(f"http://127.0.0.1:{others[2]}/buckets/{BUCKET}/", method="POST")
+        until(lambda: urlopen(folder_of_bucket, timeout=5).close())
+        options = {"endpoint": f"http://127.0.0.1:{s3}", "access_key_id": KEYS[0], "secret_access_key": KEYS[1]}
+        options["region"] = "us-east-1"
+        until(lambda: Objects(f"s3://{BUCKET}", **options).put("ready", b"yes"))
+        yield options
     finally:
         server.kill()
         server.wait()
