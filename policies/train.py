@@ -6,12 +6,10 @@ killed run that is resumed continues bit for bit on the same CPU and thread coun
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,12 +29,14 @@ from kineflow.policies.distillation.mix_flow import PreviousChunk
 from kineflow.policies.distillation.teacher_policy import TeacherPolicy
 from kineflow.policies.ema import ExponentialMovingAverage
 from kineflow.policies.golden import golden_pair
+from kineflow.policies.metrics_log import forget_after, log_record
 from kineflow.policies.observed import Earlier, Observed
 from kineflow.policies.optimiser import adamw
 from kineflow.policies.policy import PolicyConfig, PolicyNetwork, TrainingBatch
+from kineflow.policies.precision import autocast
 from kineflow.policies.provenance import package_versions
 from kineflow.policies.train_config import TrainConfig as TrainConfig
-from kineflow.policies.train_console import device_named, training_progress
+from kineflow.policies.train_console import device_named, say_left_out, training_progress
 from kineflow.policies.train_state import commit_folder, load_train_state, save_train_state
 from kineflow.policies.training_data import TrainingData
 
@@ -51,6 +51,7 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> ChunkPolic
         torch.set_num_threads(config.threads)
     trainer = Trainer(config, run)
     trainer.resume() if resume else trainer.start()
+    say_left_out(trainer.data.left_out, len(trainer.data.training) + len(trainer.data.validation))
     with training_progress() as progress, SummaryWriter(str(run / "tensorboard"), purge_step=trainer.step) as board:
         bar = progress.add_task("train", total=config.steps, completed=trainer.step, loss=math.nan)
         for record in trainer.steps():
@@ -75,8 +76,7 @@ class Trainer:
         self.config, self.run, self.step, self.started_s = config, run, 0, time.monotonic()
         self.device = torch.device(device_named(config.device))
         store = EpisodeStore.open(config.store)
-        fraction, seed = config.validation_fraction, config.seed
-        self.data = TrainingData.load(store, config.policy, fraction, seed, config.resample, config.images)
+        self.data = TrainingData.load(store, config)
         if config.symmetry:
             interface = self.data.interface
             config.symmetry.check(self.data.state, interface.action.vector, interface.cameras)
@@ -87,7 +87,7 @@ class Trainer:
             self.teacher.prepare(self.network)
         self.ema = ExponentialMovingAverage(self.network, config.optimiser.ema_decay)
         self.optimizer = adamw(self.network, config.optimiser.learning_rate, config.optimiser.weight_decay)
-        self.loader = self.data.loader(config.images, config.batch_size, seed, config.data_threads)
+        self.loader = self.data.loader(config)
         self.generator = torch.Generator(self.device)
 
     def start(self) -> None:
@@ -107,12 +107,7 @@ class Trainer:
             load_weights(self.network, folder / "model.safetensors")
             load_weights(self.ema.network, folder / "ema.safetensors")
             self.step = load_train_state(folder / "train_state", self.optimizer, self.loader)
-        metrics = self.run / "metrics.jsonl"
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
-        metrics.write_text("".join(line + "\n" for line in kept))
-        if kept:
-            self.started_s -= json.loads(kept[-1])["time_s"]  # time goes on from there too
+        self.started_s -= forget_after(self.run, self.step)  # time goes on from there too
 
     def _check_same_data(self, folder: Path) -> None:
         contract, where, found = read_contract(folder), f"store {self.config.store}", self.data.dataset_hash
@@ -148,7 +143,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        with autocast(self.device, self.config.precision):
             loss = self._loss(self.network, batch, self.config.noise_samples, self.step / self.config.steps)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimiser.gradient_clip)
@@ -166,7 +161,7 @@ class Trainer:
         self._seed(-1)
         chunks = np.array_split(np.arange(len(self.data.validation)), max(1, len(self.data.validation) // self.config.batch_size))
         network = self.ema.network
-        with self._autocast():
+        with autocast(self.device, self.config.precision):
             losses = [float(self._loss(network, self._batch(i, self.data.validation), 1, 1.0)) * len(i) for i in chunks]
         return sum(losses) / len(self.data.validation)
 
@@ -229,22 +224,11 @@ class Trainer:
 
     def log(self, record: dict[str, float], board: SummaryWriter) -> None:
         """A line in metrics.jsonl and points in TensorBoard, every `log_every` steps and at each validation."""
-        if record["step"] % self.config.log_every and "validation_loss" not in record:
-            return
-        record["wait_share"] = self.loader.wait_share()
-        with (self.run / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        for name in record.keys() - {"step", "time_s"}:
-            board.add_scalar(name, record[name], int(record["step"]))
+        if record["step"] % self.config.log_every == 0 or "validation_loss" in record:
+            log_record(self.run, {**record, "wait_share": self.loader.wait_share()}, board)
 
     def _seed(self, step: int) -> None:
         """Noise, times and dropout of a step depend on (seed, step) alone: nothing to save, nothing to drift."""
         words = np.random.SeedSequence((self.config.seed, step + 1)).generate_state(2, np.uint64)
         self.generator.manual_seed(int(words[0] >> 1))
         torch.manual_seed(int(words[1] >> 1))
-
-    def _autocast(self) -> torch.autocast | nullcontext[None]:
-        wanted = self.config.precision
-        if wanted == "float32" or (wanted == "auto" and not (self.device.type == "cuda" and torch.cuda.is_bf16_supported())):
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,15 +11,15 @@ from kineflow.contracts import FeatureStatistics, Interface, KineflowError, Vect
 from kineflow.datasets.episode_split import split_episodes
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.loader import StreamLoader
-from kineflow.datasets.resample import Resample
 from kineflow.datasets.shuffle import PoolSampler
-from kineflow.datasets.window_images import Images
 from kineflow.datasets.window_sampler import WindowSampler
+from kineflow.datasets.window_streams import interface_of_windows
 from kineflow.datasets.windows import WindowReader
 from kineflow.policies.encoders.state import StateFeatures
 from kineflow.policies.encoders.vision import Vision
 from kineflow.policies.policy import PolicyConfig
 from kineflow.policies.policy_statistics import narrowed, state_spec, statistics_of
+from kineflow.policies.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -36,21 +35,17 @@ class TrainingData:
     privileged: StateFeatures | None  # geometry of the privileged features
 
     @classmethod
-    def load(
-        cls,
-        store: EpisodeStore,
-        policy: PolicyConfig,
-        validation_fraction: float,
-        seed: int,
-        resample: Mapping[str, Resample] | None = None,
-        images: Images = Images(),  # noqa: B008 - a frozen value
-    ) -> TrainingData:
-        """Split the episodes of `store` by `seed`; raises KineflowError when a feature is missing or not finite."""
-        interface = narrowed(store.interface, policy.features, policy.cameras)
-        chosen, held_out = (split.tolist() for split in split_episodes(store.num_episodes, validation_fraction, seed))
+    def load(cls, store: EpisodeStore, config: TrainConfig) -> TrainingData:
+        """Split the episodes of `store` by the seed; raises KineflowError when a feature is missing or not finite."""
+        policy = config.policy
+        interface = narrowed(interface_of_windows(store, config.resample), policy.features, policy.cameras)
+        chosen, held_out = (
+            split.tolist() for split in split_episodes(store.num_episodes, config.validation_fraction, config.seed)
+        )
         read = (*policy.features, *policy.privileged)
         training, validation = (
-            WindowReader(store, read, policy.horizons, split, policy.cameras, resample, images) for split in (chosen, held_out)
+            WindowReader(store, read, policy.horizons, split, policy.cameras, config.resample, config.images)
+            for split in (chosen, held_out)
         )
         whole, raw = training.read(np.arange(len(training)), images=False), store.statistics(chosen)
         kept = {name: raw[name] for name in (*policy.features, "action")}
@@ -62,14 +57,20 @@ class TrainingData:
             statistics["privileged_state"] = statistics_of(known.numpy())
         return cls(training, validation, interface, statistics, store.fingerprint(), state_spec(store.interface, read), geometry)
 
-    def loader(self, images: Images, batch_size: int, seed: int, threads: int) -> StreamLoader[Window]:
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many windows there are not, because they would observe a gap of this stream."""
+        parts = (self.training.dropped, self.validation.dropped)
+        return {name: sum(part.get(name, 0) for part in parts) for name in sorted({*parts[0], *parts[1]})}
+
+    def loader(self, config: TrainConfig) -> StreamLoader[Window]:
         """Endless shuffled batches of the training windows."""
-        sampler = (
-            PoolSampler(self.training.episodes, batch_size, seed, images.pool_episodes)
-            if images.where == "pool"
-            else WindowSampler(len(self.training), batch_size, seed)
+        sampler: WindowSampler = (
+            PoolSampler(self.training.episodes, config.batch_size, config.seed, config.images.pool_episodes)
+            if config.images.where == "pool"
+            else WindowSampler(len(self.training), config.batch_size, config.seed)
         )
-        return StreamLoader(self.training, sampler, threads)
+        return StreamLoader(self.training, sampler, config.data_threads)
 
 
 def _privileged_geometry(policy: PolicyConfig, offered: Interface) -> StateFeatures | None:

@@ -20,6 +20,7 @@ from kineflow.policies.heads.unet import UNet
 from kineflow.policies.train import TrainConfig, Trainer
 
 REQUIRED = 0.9
+WAITING = 0.02  # most of the time that a step waits for data
 
 
 def bench_train(*, quick: bool) -> Iterator[Row]:
@@ -31,6 +32,7 @@ def bench_train(*, quick: bool) -> Iterator[Row]:
         config = replace(load_config(TrainConfig, "train/pusht_flow"), store=store, steps=never)
         config = replace(config, validate_every=never, checkpoint_every=never)
         yield _row("mlp", config, Path(folder) / "mlp", rounds=8 if quick else 16)
+        yield _wait_row(config, Path(folder) / "wait", steps=100 if quick else 400)
         small = replace(config, batch_size=128, noise_samples=1)
         heads: dict[str, UNet | DiT] = (
             {} if quick else {"unet": UNet(channels=(64, 128, 192)), "dit": DiT(width=128, depth=4, patch=2)}
@@ -75,6 +77,20 @@ def _row(name: str, config: TrainConfig, run: Path, rounds: int) -> Row:
     )
 
 
+def _wait_row(config: TrainConfig, run: Path, steps: int) -> Row:
+    trainer = Trainer(config, run)
+    taken = trainer.steps()
+    for _ in range(5):
+        next(taken)  # the first ones pay for allocation
+    trainer.loader.wait_share()
+    for _ in range(steps):
+        next(taken)
+    share, goal = trainer.loader.wait_share(), f"<= {WAITING} of the time"
+    note = f"share of {steps} steps of the demo spent waiting for the loader, {config.data_threads} thread"
+    trainer.loader.close()
+    return Row("train.mlp.waiting", share, "", "lower", None, "", None, goal, share <= WAITING, 1, note)
+
+
 class _BareLoop:
     """The network and optimiser of a trainer on tensors in memory: inputs, times and targets were drawn before."""
 
@@ -82,6 +98,7 @@ class _BareLoop:
         self.network, self.optimizer = trainer.network.train(), trainer.optimizer
         self.samples = trainer.config.noise_samples
         batch = trainer._batch(next(trainer.loader).indices, trainer.data.training)
+        trainer.loader.close()
         self.observed = batch.observed
         self.x = torch.randn(len(batch.action) * self.samples, *batch.action.shape[1:])
         self.t, self.target = torch.rand(len(self.x)), torch.randn_like(self.x)

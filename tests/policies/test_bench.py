@@ -54,7 +54,9 @@ def test_head_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_train_row() -> None:
-    (row,) = bench_train(quick=True)
+    row, waiting = bench_train(quick=True)
+    assert waiting.goal == "<= 0.02 of the time"
+    assert waiting.holds == (waiting.value <= 0.02)
     assert set(BenchReport([row]).to_json()[0]) == FIELDS
     assert row.goal == "ratio >= 0.9"
     assert row.value > 0

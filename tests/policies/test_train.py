@@ -35,9 +35,8 @@ from tests.policies.conftest import INTERFACE, STATE, make_store
 
 def curve(run: Path) -> list[dict[str, float]]:
     """metrics.jsonl without what depends on the clock."""
-    return [
-        {k: v for k, v in json.loads(line).items() if k not in ("time_s", "wait_share")} for line in (run / "metrics.jsonl").read_text().splitlines()
-    ]
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in ("time_s", "wait_share")} for line in lines]
 
 
 def test_learns_and_reports(trained: Path) -> None:
@@ -57,6 +56,16 @@ def test_same_seed_same_weights_other_seed_other_weights(config: TrainConfig, tm
     assert all(torch.equal(first[k], second[k]) for k in first)
     other = train(replace(short, seed=1), tmp_path / "c").network.state_dict()
     assert not all(torch.equal(first[k], other[k]) for k in first)
+
+
+def test_threads_that_read_ahead_change_nothing_but_the_waiting(config: TrainConfig, tmp_path: Path) -> None:
+    runs = [tmp_path / str(threads) for threads in (0, 3)]
+    networks = [train(replace(config, steps=12, data_threads=int(run.name)), run).network.state_dict() for run in runs]
+    assert all(torch.equal(networks[0][k], networks[1][k]) for k in networks[0])
+    assert curve(runs[0]) == curve(runs[1])
+    shares = [json.loads(line)["wait_share"] for line in (runs[1] / "metrics.jsonl").read_text().splitlines()]
+    assert len(shares) == 12
+    assert all(0 <= share <= 1 for share in shares)
 
 
 def start(run: Path, config_file: Path) -> subprocess.Popen[bytes]:

@@ -19,6 +19,7 @@ from kineflow.policies.golden import golden_pair
 from kineflow.policies.heads.mlp import MLP
 from kineflow.policies.objectives import Diffusion, FlowMatching
 from kineflow.policies.policy import PolicyConfig, PolicyNetwork
+from kineflow.policies.train_config import TrainConfig
 from kineflow.policies.training_data import TrainingData
 
 Make = Callable[..., ChunkPolicy]
@@ -39,7 +40,7 @@ def make(store_path: Path) -> Make:
 
     def build(seed: int = 0, rate_hz: float | None = None, interface: Interface | None = None, **changes: Any) -> ChunkPolicy:
         config = replace(BASE, **changes)
-        data = TrainingData.load(EpisodeStore.open(store_path), config, 0.25, 0)
+        data = TrainingData.load(EpisodeStore.open(store_path), TrainConfig(config, validation_fraction=0.25))
         offered = interface or data.interface
         if rate_hz:  # as if it had been trained on resampled data
             features = {k: FeatureSpec(v.vector, rate_hz) for k, v in offered.features.items()}
