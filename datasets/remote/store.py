@@ -12,6 +12,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,19 +116,13 @@ class RemoteStore(EpisodeStore):
         files = pack(self.interface, episodes)
         added = entry(segment_id or new_ulid(), episodes, files)
         upload(self.objects, added, lambda path: files[path])
-        self._list(lambda: named(extended(self.manifest, self.segments, added, episodes), [e.episode for e in episodes]))
-
-    def _list(self, change: Callable[[], Manifest]) -> None:
-        """Write the changed manifest if nobody else did; else look again and change that one."""
-        while True:
-            new = replace(change(), generation=self.manifest.generation + 1, version=VERSION)
-            try:
+        while added.id not in {listed.id for listed in self.manifest.segments}:
+            listed = named(extended(self.manifest, self.segments, added, episodes), [e.episode for e in episodes])
+            new = replace(listed, generation=self.manifest.generation + 1, version=VERSION)
+            # Refused: somebody else was first, or we were, and the answer to the request that was repeated got lost.
+            with suppress(StaleGeneration):
                 self.objects.put_if(NAME, manifest_bytes(new), self._tag)
-            except StaleGeneration:
-                self.reload()
-                continue
             self.reload()
-            return
 
     def _segment(self, listed: SegmentEntry) -> Segment:
         return RemoteSegment(self.path, listed, self._cache)
@@ -143,7 +138,7 @@ def push(store: EpisodeStore, url: str, progress: Callable[[int, int], None] | N
     """Copy a local store to `url`, segment by segment, then its manifest; what is there already is not sent again.
 
     Raises:
-        StoreError: another store is at `url`, or a local file is damaged.
+        StoreError: another store is at `url`, somebody else committed there meanwhile, or a local file is damaged.
     """
     objects = Objects(url, **options)
     there, tag = _remote_manifest(objects)
@@ -158,7 +153,11 @@ def push(store: EpisodeStore, url: str, progress: Callable[[int, int], None] | N
         upload(objects, segment.entry, segment.read)
         if progress is not None:
             progress(number + 1, len(todo))
-    objects.put_if(NAME, manifest_bytes(store.manifest), tag)
+    try:
+        objects.put_if(NAME, manifest_bytes(store.manifest), tag)
+    except StaleGeneration as error:
+        if objects.get(NAME) != manifest_bytes(store.manifest):
+            raise StoreError(f"{error}; what was sent is kept there: push again") from error
     return RemoteStore.open(url, **options)
 
 

@@ -112,6 +112,43 @@ def test_a_writer_that_stops_before_the_manifest_leaves_the_store_as_it_was(
     assert (seen.num_episodes, seen.manifest.generation) == (3, remote.manifest.generation)
 
 
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(
+    remote: RemoteStore, server: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server wrote the manifest, the answer got lost, and the client's retry finds the tag changed - by itself."""
+    real = Objects.put_if
+
+    def answer_lost(self: Objects, path: str, data: bytes, tag: str | None) -> None:
+        monkeypatch.setattr(Objects, "put_if", real)
+        real(self, path, data, tag)
+        real(self, path, data, tag)
+
+    monkeypatch.setattr(Objects, "put_if", answer_lost)
+    with remote.writer() as writer:
+        writer.add(sample_episode(3))
+    seen = again(remote, server, tmp_path / "other")
+    assert (remote.num_episodes, seen.num_episodes) == (4, 4)
+    assert_equal_episodes(seen.episode(3), sample_episode(3))
+    monkeypatch.setattr(Objects, "put_if", answer_lost)
+    assert push(local_store(tmp_path / "second.eps"), f"{remote.objects.url}-second", **server).num_episodes == 3
+
+
+def test_pushing_while_somebody_else_does_is_refused(
+    server: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, real = f"s3://{BUCKET}/two-pushes", Objects.put_if
+
+    def overtaken(self: Objects, path: str, data: bytes, tag: str | None) -> None:
+        monkeypatch.setattr(Objects, "put_if", real)
+        push(local_store(tmp_path / "first.eps"), url, **server)
+        real(self, path, data, tag)
+
+    monkeypatch.setattr(Objects, "put_if", overtaken)
+    with pytest.raises(StoreError, match=r"written by somebody else meanwhile; .* push again"):
+        push(local_store(tmp_path / "second.eps", first=7), url, **server)
+    assert_equal_episodes(RemoteStore.open(url, tmp_path / "cache", **server).episode(0), sample_episode(0))
+
+
 def test_damage_on_the_server_is_an_error_that_names_the_object(remote: RemoteStore) -> None:
     segment = remote.manifest.segments[1]
     shard = next(f for f in segment.files if "cameras/front/c" in f.path)
