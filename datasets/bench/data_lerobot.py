@@ -17,8 +17,10 @@ _MEASURE = """
 import json, sys, time
 from importlib.metadata import version
 import numpy as np
+import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+torch.set_num_threads(1)  # threads that spin would count against it
 root, camera, observed, predicted, samples = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 plain = LeRobotDataset("local/kineflow", root=root)
 step = 1 / plain.fps
@@ -35,12 +37,17 @@ for _ in range(5):
         data[int(i)]
     found.append([(time.process_time() - cpu) / samples, (time.perf_counter() - wall) / samples])
 cpu_s, wall_s = np.median(found, axis=0)
-print(json.dumps({"cpu_s": cpu_s, "wall_s": wall_s, "version": version("lerobot")}))
+try:
+    import torchcodec
+    decoder = "torchcodec"
+except Exception:
+    decoder = "pyav, because torchcodec cannot be loaded here"
+print(json.dumps({"cpu_s": cpu_s, "wall_s": wall_s, "version": f"{version('lerobot')} (frames by {decoder})"}))
 """
 
 
 def measure_lerobot(data: DataSet, samples: int) -> tuple[float, float, str]:
-    """CPU and wall seconds of one window of lerobot's own data set class, medians of 5, and its version.
+    """CPU and wall seconds of one window of lerobot's own data set class, medians of 5, its version and decoder.
 
     Raises:
         KineflowError: no lerobot here, or it failed; says why.
