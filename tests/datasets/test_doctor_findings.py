@@ -173,6 +173,14 @@ def test_a_gap_on_the_only_clock_is_lost_samples(tmp_path: Path) -> None:
     assert "60 samples lost" in findings[0].problem
 
 
+def test_a_lost_frame_in_a_stream_that_lasts_longer_is_no_jump(tmp_path: Path) -> None:
+    def both(episode: Episode) -> Episode:
+        return without(without(episode, CAMERAS, np.array([30])), LOW, np.arange(120, 160))
+
+    findings = found(tmp_path, {3: both})
+    assert [(f.kind, f.stream) for f in findings] == [("dropped", "left"), ("early_end", "action")]
+
+
 def test_clocks_that_share_no_time_are_an_error(tmp_path: Path) -> None:
     findings = found(tmp_path, {3: other_epoch})
     assert [(f.kind, f.severity, f.episode, f.stream) for f in findings] == [
