@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kineflow.contracts import KineflowError
+from kineflow.datasets.codecs import check_policy
 from kineflow.datasets.engines import EPISODES_PER_COMMIT, Engine, Job, import_with
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.importers.source import Facts, ImportOptions, open_source
@@ -53,6 +54,8 @@ def import_data(
     if destination.exists():
         raise KineflowError(f"{destination} exists already; choose another destination or remove it")
     options = options or ImportOptions()
+    if options.codec:
+        check_policy(options.codec, "any")
     opened = open_source(name, source, options)
     facts = opened.facts
     destination.parent.mkdir(parents=True, exist_ok=True)

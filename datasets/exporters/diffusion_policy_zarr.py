@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -22,6 +23,7 @@ from kineflow.datasets.importers.diffusion_policy_zarr import ATTRIBUTE, STAMPS,
 from kineflow.datasets.sidecar import episode_sidecar, left_out, store_sidecar, without_second_loss
 
 CHUNK_BYTES = 2_000_000
+_WHOLE: Any = {"write_empty_chunks": True}  # a chunk of zeros that is left out looks like one that was lost
 
 
 def export_replay_buffer(store: EpisodeStore, destination: Path, progress: Progress) -> Carried:
@@ -42,8 +44,8 @@ def export_replay_buffer(store: EpisodeStore, destination: Path, progress: Progr
     ends = np.cumsum(store.lengths)
     root = zarr.open_group(destination, mode="w", zarr_format=2)
     data, meta = root.create_group("data"), root.create_group("meta")
-    meta.create_array("episode_ends", data=ends, chunks=ends.shape, compressors=None)
-    meta.create_array(STAMPS, data=store.stamps("action"), compressors=_compressor())
+    meta.create_array("episode_ends", data=ends, chunks=ends.shape, compressors=None, config=_WHOLE)
+    meta.create_array(STAMPS, data=store.stamps("action"), compressors=_compressor(), config=_WHOLE)
     for name in vectors:
         _Buffer(data, *buffers[name], int(ends[-1]), np.float32).append(store.low_dim(name), last=True)
     frames = {
@@ -83,7 +85,7 @@ class _Buffer:
         self._chunk = max(1, min(rows, CHUNK_BYTES // max(1, row_bytes)))
         chunks = (self._chunk, *shape)
         self._array = data.create_array(
-            name, shape=(rows, *shape), chunks=chunks, dtype=np.dtype(dtype), compressors=_compressor()
+            name, shape=(rows, *shape), chunks=chunks, dtype=np.dtype(dtype), compressors=_compressor(), config=_WHOLE
         )
         self._held, self._row = np.empty((0, *shape), dtype), 0
 

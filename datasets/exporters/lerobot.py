@@ -1,15 +1,16 @@
-"""Export to LeRobot v3.0 and v2.1, frames as pictures (lossless, the default) or as video (lossy, small); layout: lerobot_layout.py.
+"""Export to LeRobot v3.0 and v2.1, frames as pictures (lossless, the default) or as video (lossy); layout: lerobot_layout.py.
 
-Pictures are PNG, or the store's own JPEG bytes where it has these. One row is one step, so every stream must share the clock of the actions. LeRobot's `timestamp` is index / fps, and its readers
-refuse or mis-seek anything else: the store's own stamps go beside it as the column `kineflow.stamp_ns` (int64 ns) where they
-differ. Units, limits, spans and the rest go to `meta/kineflow.json` and `kineflow/episode`; our importer brings all back.
+Pictures are PNG, or the store's own JPEG bytes where it has these. One row is one step, so every stream must share the clock of
+the actions. LeRobot's `timestamp` is index / fps, and its readers refuse or mis-seek anything else: the store's own stamps go
+beside it as the column `kineflow.stamp_ns` (int64 ns) where they differ. Units, limits, spans and the rest go to
+`meta/kineflow.json` and `kineflow/episode`; our importer brings all back.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,9 @@ class _Export:
         stats = self._measure(episode, columns)
         first, self._index = self._index, self._index + length
         side = json.dumps(episode_sidecar(episode), allow_nan=False)
-        return EpisodeRow(number, length, episode.instruction, first, columns, places, stats, {EPISODE_SIDECAR: side}, _only(pictures))
+        jpegs = {key: encoded for key, encoded in pictures.items() if encoded is not None}
+        texts = {EPISODE_SIDECAR: side}
+        return EpisodeRow(number, length, episode.instruction, first, columns, places, stats, texts, jpegs)
 
     def _measure(self, episode: Episode, columns: dict[str, np.ndarray]) -> dict[str, Stats]:
         stats: dict[str, Stats] = {}
@@ -198,10 +201,6 @@ def _features(interface: Interface, video: bool) -> list[_Feature]:
     for name, feature in interface.features.items():
         found.append(_Feature(name, "next.reward" if name == "reward" else f"observation.{name}", feature, "float32"))
     return [*found, _Feature("action", "action", interface.action, "float32")]
-
-
-def _only(pictures: Mapping[str, Sequence[bytes] | None]) -> dict[str, Sequence[bytes]]:
-    return {key: encoded for key, encoded in pictures.items() if encoded is not None}
 
 
 def _width(feature: _Feature) -> int:

@@ -59,7 +59,8 @@ class ReplayBuffer:
             interface, shapes = self._ours.store.interface, {name: b.shape[1:] for name, b in self._buffers.items()}
             renamed = {name: buffer for name, (buffer, _) in buffers_of(interface).items()}
             self._plan = replace(_declared(interface, shapes, renamed), clock=self._ours.store.clock)
-        self._rows = {name: _Rows(self._buffers[buffer]) for name, buffer in self._plan.buffer_of.items()}
+        places = {name: f"{path}: data/{buffer}" for name, buffer in self._plan.buffer_of.items()}
+        self._rows = {name: _Rows(self._buffers[buffer], places[name]) for name, buffer in self._plan.buffer_of.items()}
 
     @property
     def facts(self) -> Facts:
@@ -128,7 +129,7 @@ def _open(source: Path) -> tuple[dict[str, Buffer], Int64[np.ndarray, "E"], _Our
     if not isinstance(data, zarr.Group) or not isinstance(ends, zarr.Array):
         raise KineflowError(f"{source} is not a diffusion-policy replay buffer; {remedy}")
     buffers = dict(sorted(data.arrays()))
-    checked = _checked_ends(np.asarray(ends[:], np.int64), buffers, source)
+    checked = _checked_ends(_Rows(ends, f"{source}: meta/episode_ends").read(0, ends.shape[0]).astype(np.int64), buffers, source)
     return buffers, checked, _ours(root, checked, source) if ATTRIBUTE in root.attrs else None
 
 
@@ -140,7 +141,8 @@ def _ours(root: zarr.Group, ends: Int64[np.ndarray, "E"], source: Path) -> _Ours
     if len(said["episodes"]) != len(ends) or stamps.shape != (int(ends[-1]),):
         return None
     side = read_sidecar(said.get("store"), f"{source}, attribute '{ATTRIBUTE}'")
-    return _Ours(side, said["episodes"], np.asarray(stamps[:], np.int64))
+    stamp_ns = _Rows(stamps, f"{source}: meta/{STAMPS}").read(0, stamps.shape[0]).astype(np.int64)
+    return _Ours(side, said["episodes"], stamp_ns)
 
 
 def _root(source: Path) -> zarr.Group:
@@ -226,11 +228,21 @@ def _nominal(rate_hz: float) -> str:
 
 
 class _Rows:
-    """Rows of one buffer; holds the chunks of the last read, so that the next episode need not decode its first one again."""
+    """Rows of one buffer; holds the chunks of the last read, so that the next episode need not decode its first one again.
 
-    def __init__(self, buffer: Buffer) -> None:
-        self._buffer = buffer
+    Raises:
+        KineflowError: chunks are missing, which Zarr would read as zeros, or damaged; names the buffer.
+    """
+
+    def __init__(self, buffer: Buffer, where: str) -> None:
+        self._buffer, self._where = buffer, where
         self._base, self._held = 0, np.asarray(buffer[:0])
+        missing = buffer.nchunks - buffer.nchunks_initialized
+        if missing:
+            raise KineflowError(
+                f"{where}: {missing} of {buffer.nchunks} chunks are not there, and Zarr would read zeros for them; copy the data "
+                "again, or, if zeros were recorded there, write the array again with write_empty_chunks=True"
+            )
 
     def read(self, start: int, end: int) -> np.ndarray:
         size, base, held = self._buffer.chunks[0], self._base, self._held
@@ -239,9 +251,16 @@ class _Rows:
         held, base = held[start - base :], start
         last = min(-(-end // size) * size, self._buffer.shape[0])
         if last > base + len(held):
-            held = np.concatenate([held, np.asarray(self._buffer[base + len(held) : last])])
+            held = np.concatenate([held, self._decoded(base + len(held), last)])
         self._base, self._held = base, held
         return held[: end - start]
+
+    def _decoded(self, start: int, end: int) -> np.ndarray:
+        try:
+            return np.asarray(self._buffer[start:end])
+        except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
+            problem = f"a chunk is damaged or cut short ({str(error)[:200]})"
+            raise KineflowError(f"{self._where}, rows {start} to {end - 1}: {problem}; copy the data again") from error
 
 
 def _shaped(name: str, values: np.ndarray, interface: Interface, episode: int) -> np.ndarray:

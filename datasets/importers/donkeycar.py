@@ -70,7 +70,8 @@ class DonkeycarTub:
         jpeg: dict[str, list[bytes]] = {}
         for name in self._interface.cameras:
             jpeg[name] = [self._picture(record, self._input_of[name]) for record in records]
-            frames = [decode_picture(b, f"{self._path}, record {r['_index']}") for b, r in zip(jpeg[name], records)]
+            places = [f"{self._path}, record {r['_index']}, {r.get(self._input_of[name])}" for r in records]
+            frames = [decode_picture(data, place) for data, place in zip(jpeg[name], places)]
             wrong = next((i for i, f in enumerate(frames) if f.shape != self._interface.cameras[name].frame_shape), None)
             if wrong is not None:
                 raise KineflowError(
@@ -108,6 +109,8 @@ def open_tub(path: Path, options: ImportOptions) -> DonkeycarTub:
 
 
 def _read(path: Path) -> _Tub:
+    if not (path / "manifest.json").is_file():
+        raise KineflowError(f"{path} holds no manifest.json; give the folder of a Donkeycar tub of version 2, unpacked")
     try:
         lines = [json.loads(line) for line in (path / "manifest.json").read_text().splitlines() if line.strip()]
         inputs, types, *_, catalogs = lines

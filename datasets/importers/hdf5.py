@@ -24,11 +24,23 @@ def opened(file: Path) -> Iterator[Any]:
         KineflowError: not HDF5, or damaged: also where a read inside the block finds that out.
     """
     h5py = require("h5py", PURPOSE)
+    _refuse_others(h5py, file)
     try:
         with h5py.File(file, "r") as found:
             yield found
     except (OSError, RuntimeError) as error:  # h5py raises RuntimeError for broken B-trees
         raise KineflowError(f"{file}: not a whole HDF5 file ({str(error)[:200]}); copy it again") from error
+
+
+def _refuse_others(h5py: Any, file: Path) -> None:
+    """Files that never were HDF5, apart from damaged ones: the remedy differs."""
+    if file.is_dir():
+        raise KineflowError(f"{file} is a folder; give the HDF5 file itself")
+    if file.is_file() and file.stat().st_size and not h5py.is_hdf5(file):
+        with open(file, "rb") as others:
+            start = others.read(8)
+        remedy = "give the HDF5 file, or name the format of this one with --format"
+        raise KineflowError(f"{file} is not an HDF5 file (it starts with {start!r}); {remedy}")
 
 
 def leaves(group: Any, prefix: str = "") -> dict[str, Any]:

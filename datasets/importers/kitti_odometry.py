@@ -52,7 +52,8 @@ class KittiPoses:
             "commands": "KITTI odometry records no steering, throttle or brake",
             "images": "poses only; images are other downloads",
         }
-        return Facts(self._interface, clock, f"{self._name} (kitti-odometry)", carried, rest)
+        provenance = f"{self._name} (kitti-odometry)"
+        return Facts(self._interface, clock, provenance, carried, rest, licence="CC-BY-NC-SA-3.0")
 
     def __len__(self) -> int:
         return len(self._sequences)

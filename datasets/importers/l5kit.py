@@ -133,6 +133,8 @@ def _metadata(folder: Path) -> tuple[int, int, np.dtype[Any], Any]:
     import numcodecs
 
     file = folder / ".zarray"
+    if not file.is_file():
+        raise KineflowError(f"{file} is not there; give the .zarr folder of an L5Kit data set, or the folder that holds it")
     try:
         said = json.loads(file.read_text())
         ((rows,), (chunk,)) = said["shape"], said["chunks"]

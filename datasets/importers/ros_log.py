@@ -34,7 +34,7 @@ def open_logs(name: str, path: Path, logs: Sequence[Log], options: ImportOptions
     scans = [scan(log) for log in logs]
     for log, (seen, left_out) in zip(logs, scans):
         if not seen:
-            raise KineflowError(f"{path}: {log.label} has no messages ({dict(left_out) or 'empty'}); leave it out")
+            raise KineflowError(f"{path}: {log.label} has no messages ({_listed(left_out) or 'empty'}); leave it out")
     if all(EPISODE_TOPIC in seen for seen, _ in scans):
         return ExportedLogs(name, path, logs, scans, options)
     return RosLogs(name, path, logs, scans, options)
@@ -56,7 +56,8 @@ class RosLogs:
         self._left_out = {thing: reason for _, left_out in scans for thing, reason in left_out.items()}
         self._lanes, self._rest = find_lanes(self._seen, [log.label for log in logs])
         if not self._lanes:
-            raise KineflowError(f"{path}: no topic gives a stream: {self._rest}; record numbers, poses, commands or pictures")
+            remedy = "record numbers, poses, commands or pictures"
+            raise KineflowError(f"{path}: no topic gives a stream: {_listed(self._rest)}; {remedy}")
         self._plan = make_plan(self._lanes, self._rest, load_schema(options.schema), str(path))
         self._infos = _camera_infos(self._plan, self._seen[0])
 
@@ -173,3 +174,7 @@ def _camera_infos(plan: Plan, seen: Mapping[str, Seen]) -> dict[str, str]:
                 found[camera] = infos[space]
                 break
     return found
+
+
+def _listed(reasons: Mapping[str, str]) -> str:
+    return ", ".join(f"{thing} ({reason})" for thing, reason in reasons.items())

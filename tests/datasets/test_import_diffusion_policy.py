@@ -94,7 +94,8 @@ class TestPushT:
 def write_buffer(path: Path, ends: list[int] = ENDS, chunk: int = 3, **arrays: np.ndarray) -> Path:
     root = zarr.open_group(path, mode="w", zarr_format=2)
     for name, values in {"data/action": np.arange(22, dtype=np.float32).reshape(11, 2), **arrays}.items():
-        root.create_array(name, shape=values.shape, dtype=values.dtype, chunks=(chunk, *values.shape[1:]))[...] = values
+        chunks, whole = (chunk, *values.shape[1:]), {"write_empty_chunks": True}  # as Zarr 2 does
+        root.create_array(name, shape=values.shape, dtype=values.dtype, chunks=chunks, config=whole)[...] = values
     root.create_array("meta/episode_ends", data=np.array(ends, np.int64))
     return path
 

@@ -104,7 +104,7 @@ def test_pictures_cannot_lead_out_of_the_tub(tmp_path: Path) -> None:
 def test_damaged_tubs_are_refused(tmp_path: Path) -> None:
     tub = write_tub(tmp_path / "tub")
     (tub / "images" / "3_cam.jpg").write_bytes(jpeg(3)[:80])
-    with pytest.raises(KineflowError, match=r"record 3: the picture cannot be decoded"):
+    with pytest.raises(KineflowError, match=r"record 3, 3_cam.jpg: the picture cannot be decoded"):
         open_source("donkeycar-tub", tub, ImportOptions()).episode(0)
     with open(tub / "catalog_1.catalog", "a") as file:
         file.write('{"_index": 12, "_time')

@@ -108,7 +108,7 @@ def test_other_hdf5_and_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name, message in {
         "a.hdf5": r"no \['commands/linear_velocity'\], so it is not a RECON",
-        "b.hdf5": "not a whole HDF5 file",
+        "b.hdf5": "b.hdf5 is not an HDF5 file",
         "empty": r"no \.hdf5 files",
     }.items():
         with pytest.raises(KineflowError, match=message):

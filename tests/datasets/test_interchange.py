@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
-from kineflow.contracts import CameraSpec, Episode, Interface, Stream
+from kineflow.contracts import CameraSpec, Episode, Interface, KineflowError, Stream
 from kineflow.datasets.convert import import_data
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.exporters.target import EXPORTS, export_data
+from kineflow.datasets.importers.source import ImportOptions
 from kineflow.datasets.manifest import CameraRecord
 from tests.datasets.sample_episodes import INTERFACE, LOW_DIM, sample_episode
 
@@ -52,3 +55,61 @@ def test_jpeg_frames_are_not_encoded_a_second_time(pictures: EpisodeStore, tmp_p
         np.testing.assert_array_equal(found, expected)
         if export in KEEPS_JPEG_BYTES:
             assert back.jpegs(number, "front") == pictures.jpegs(number, "front")
+
+
+def replay_buffer(folder: Path) -> Path:
+    """Zarr v2 as diffusion_policy writes it, two chunks of `state`, one of them all zero."""
+    root = zarr.open_group(folder, mode="w", zarr_format=2)
+    whole: Any = {"write_empty_chunks": True}
+    state = np.concatenate([np.ones((4, 3)), np.zeros((4, 3))]).astype(np.float32)
+    root.create_array("data/state", data=state, chunks=(4, 3), config=whole)
+    root.create_array("data/action", data=np.ones((8, 2), np.float32), chunks=(4, 2))
+    root.create_array("meta/episode_ends", data=np.array([5, 8]))
+    return folder
+
+
+def test_a_chunk_that_is_not_there_is_no_row_of_zeros(tmp_path: Path) -> None:
+    source = replay_buffer(tmp_path / "replay.zarr")
+    import_data("diffusion-policy-zarr", source, tmp_path / "whole.eps")
+    (source / "data" / "state" / "1.0").unlink()
+    with pytest.raises(KineflowError, match=r"data/state: 1 of 2 chunks .* copy the data again"):
+        import_data("diffusion-policy-zarr", source, tmp_path / "a.eps")
+    assert not (tmp_path / "a.eps").exists()
+
+
+def test_a_chunk_cut_short_is_named(tmp_path: Path) -> None:
+    source = replay_buffer(tmp_path / "replay.zarr")
+    chunk = source / "data" / "state" / "0.0"
+    chunk.write_bytes(chunk.read_bytes()[:9])
+    with pytest.raises(KineflowError, match=r"replay\.zarr: data/state, rows 0 to 7: .* copy the data again"):
+        import_data("diffusion-policy-zarr", source, tmp_path / "a.eps")
+    assert not (tmp_path / "a.eps").exists()
+
+
+def test_streams_of_zeros_go_out_and_come_back(tmp_path: Path) -> None:
+    stamps = np.arange(3) * 100_000_000
+    still = {name: Stream(np.zeros((3, width), np.float32), stamps) for name, width in (("pose", 3), ("force", 1), ("action", 2))}
+    with EpisodeStore.create(tmp_path / "s.eps", LOW_DIM, "nominal_10hz").writer() as writer:
+        writer.add(Episode(still, clock="nominal_10hz"))
+    store = EpisodeStore.open(tmp_path / "s.eps")
+    assert out_and_back(store, "diffusion-policy-zarr", tmp_path).fingerprint() == store.fingerprint()
+
+
+def test_an_unknown_codec_is_refused_whether_there_are_cameras_or_not(tmp_path: Path) -> None:
+    source = replay_buffer(tmp_path / "replay.zarr")
+    with pytest.raises(KineflowError, match=r"codec 'png' is not known; choose one of auto, lossless"):
+        import_data("diffusion-policy-zarr", source, tmp_path / "a.eps", ImportOptions(codec="png"))
+
+
+@pytest.mark.parametrize("form", ["robomimic", "isaac-lab", "d4rl", "recon", "minari"])
+def test_what_is_no_hdf5_is_not_called_damaged(tmp_path: Path, form: str) -> None:
+    (tmp_path / "data.tfrecord").write_bytes(b"hello")
+    with pytest.raises(KineflowError, match=r"data\.tfrecord is not an HDF5 file \(it starts with b'hello'\); give .* --format"):
+        import_data(form, tmp_path / "data.tfrecord", tmp_path / "a.eps")
+
+
+@pytest.mark.parametrize("form", ["robomimic", "isaac-lab", "d4rl"])
+def test_a_folder_is_no_hdf5_file(tmp_path: Path, form: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(KineflowError, match="folder is a folder; give the HDF5 file itself"):
+        import_data(form, tmp_path / "folder", tmp_path / "a.eps")
