@@ -280,6 +280,9 @@ def test_creeping_is_not_standing_still() -> None:
     creep = np.linspace(0, 1, 200, dtype=np.float32)[:, None]
     stamps = np.arange(200, dtype=np.int64)
     assert still_runs(creep, stamps, np.array([0.02]), 20) == []
+    rests = np.concatenate([creep[:100], np.full((60, 1), creep[99], np.float32)])  # each step alone is small enough
+    ((start, stop),) = still_runs(rests, stamps[:160], np.array([0.02]), 20)
+    assert (95 <= start <= 100, stop) == (True, 159)
     assert still_runs(np.zeros((200, 1), np.float32), stamps, np.array([0.02]), 20) == [(0, 199)]
 
 
