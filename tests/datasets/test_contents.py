@@ -32,6 +32,8 @@ TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 LANGUAGES = st.sampled_from(["und", "en", "de-CH", "ja"])
 SHAPES = st.sampled_from([(2, 3, 3), (5, 4, 3), (1, 1, 3)])
 
+pytestmark = pytest.mark.usefixtures("quick_disk")
+
 
 @st.composite
 def goals(draw: st.DrawFn) -> Goal:

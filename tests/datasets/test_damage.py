@@ -22,6 +22,11 @@ from tests.datasets.sample_episodes import INTERFACE, assert_equal_episodes, sam
 EPISODES = 4
 
 
+@pytest.fixture
+def tmp_path(quick_path: Path) -> Path:
+    return quick_path
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = EpisodeStore.create(tmp_path_factory.mktemp("sound") / "s.eps", INTERFACE)

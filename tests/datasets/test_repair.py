@@ -28,6 +28,8 @@ from kineflow.datasets.repair import repair
 from tests.datasets.recordings import append_all, in_order, recorder_of
 from tests.datasets.sample_episodes import INTERFACE, LOW_DIM, assert_equal_episodes, sample_episode
 
+pytestmark = pytest.mark.usefixtures("quick_disk")
+
 
 def two_rates(number: int) -> Episode:
     """`force` runs at five times the rate of the rest."""
@@ -96,8 +98,7 @@ def assert_salvaged(store: EpisodeStore, counts: dict[str, int], whole: Episode)
 def test_a_journal_cut_anywhere_is_salvaged_up_to_its_last_whole_step(data: st.DataObject) -> None:
     whole = journal_bytes()
     size = data.draw(st.integers(0, len(whole)))
-    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
+    with TemporaryDirectory() as folder:
         store, counts = left_behind(Path(folder), whole[:size]), expected_after(size)
         (report,) = repair(store.path).journals
         assert report.outcome == ("salvaged" if counts else "no whole step")
@@ -115,8 +116,7 @@ def test_a_flipped_bit_ends_the_salvage_there_and_is_reported(data: st.DataObjec
     bit = data.draw(st.integers(0, 8 * len(whole) - 1))
     flipped = bytearray(whole)
     flipped[bit // 8] ^= 1 << bit % 8
-    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
+    with TemporaryDirectory() as folder:
         store = left_behind(Path(folder), bytes(flipped))
         counts = expected_after(bit // 8)
         report = repair(store.path)

@@ -32,6 +32,8 @@ from tests.datasets.sample_episodes import LOW_DIM, sample_episode
 
 SPLITS = ("train", "test", "", "train", "train", "test")
 
+pytestmark = pytest.mark.usefixtures("quick_disk")
+
 
 def in_split(number: int) -> Episode:
     return replace(sample_episode(number, LOW_DIM), split=SPLITS[number % len(SPLITS)])

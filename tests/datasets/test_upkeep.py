@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,12 +30,12 @@ from tests.datasets.recordings import append_all, record, recorder_of
 from tests.datasets.sample_episodes import INTERFACE, LOW_DIM, assert_equal_episodes, sample_episode
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_disk() -> Iterator[None]:
-    """A power cut is not the subject of these tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
+@pytest.fixture
+def tmp_path(quick_path: Path) -> Path:
+    return quick_path
+
+
+pytestmark = pytest.mark.usefixtures("quick_disk")
 
 
 def filled(path: Path, numbers: range, per_commit: int = 1, interface: Interface = LOW_DIM) -> EpisodeStore:
