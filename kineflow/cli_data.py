@@ -52,6 +52,7 @@ def _import(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
+    from kineflow.datasets.carried_report import render_carried
     from kineflow.datasets.convert import import_data
     from kineflow.datasets.importers.source import ImportOptions
 
@@ -66,7 +67,7 @@ def _import(args: argparse.Namespace) -> int:
             args.workers,
             args.engine,
         )
-    show(args, to_plain(report), lambda: Console().print_json(to_json(report)))
+    show(args, to_plain(report), lambda: render_carried(report, Console()))
     return 0
 
 
@@ -113,6 +114,7 @@ def _export(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
+    from kineflow.datasets.carried_report import render_carried
     from kineflow.datasets.episode_store import EpisodeStore
     from kineflow.datasets.exporters.target import export_data
 
@@ -124,7 +126,7 @@ def _export(args: argparse.Namespace) -> int:
             args.destination,
             lambda done, total: progress.update(task, completed=done, total=total),
         )
-    show(args, to_plain(report), lambda: Console().print_json(to_json(report)))
+    show(args, to_plain(report), lambda: render_carried(report, Console()))
     return 0
 
 

@@ -72,12 +72,17 @@ class LeRobotData:
         carried = {n: f"{c.key} {c.dtype} {list(c.shape)}" for n, c in self._columns.items()}
         if any(c.kind == "video" for c in self._columns.values()):
             carried |= {n: f"{carried[n]}, as the (lossy) video decodes" for n in self._videos}
+        told = "the task of most frames; tasks that change within an episode and annotation columns become spans"
+        carried |= {"instruction": told, "split": "splits of meta/info.json"}
+        carried |= {"success": "next.success, of any frame"} if "next.success" in self._extra else {}
         robot = f" of a {layout.robot}" if layout.robot else ""
         provenance = side.provenance if side else f"{layout.root.name} (LeRobot {layout.version}{robot})"
         lost = {
             "statistics": "computed anew from the values",
             "numbering": "episodes and frames keep their order, not their numbers",
         }
+        if (layout.root / "meta" / "modality.json").is_file():
+            lost["meta/modality.json"] = "GR00T's names for parts of the state and action; a schema can say them"
         if not side:
             lost["units"] = "LeRobot names dimensions but no units, frames or limits: 'unknown', unless a schema says them"
             lost["clock"] = "LeRobot keeps float32 seconds since the episode began; dates and sensor clocks are not in the data"

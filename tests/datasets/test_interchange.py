@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
+from kineflow.cli import main
 from kineflow.contracts import CameraSpec, Episode, Interface, KineflowError, Stream
 from kineflow.datasets.convert import import_data
 from kineflow.datasets.episode_store import EpisodeStore
@@ -113,3 +114,16 @@ def test_a_folder_is_no_hdf5_file(tmp_path: Path, form: str) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(KineflowError, match="folder is a folder; give the HDF5 file itself"):
         import_data(form, tmp_path / "folder", tmp_path / "a.eps")
+
+
+def test_what_was_carried_is_said_in_plain_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, store = replay_buffer(tmp_path / "replay.zarr"), tmp_path / "a.eps"
+    assert main(["data", "import", "--format", "diffusion-policy-zarr", str(source), str(store)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for words in ("2 episodes, 8 steps, clock nominal_10hz", "data/state float32 [8, 3]", "not carried nothing is left behind"):
+        assert words in said
+    assert main(["data", "export", "--format", "robomimic", str(store), str(tmp_path / "a.hdf5")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "(robomimic) 2 episodes, 8 steps carried" in said
+    assert "not carried next_obs not written" in said
+    assert "{" not in said
