@@ -139,9 +139,7 @@ def _values(found: Mapping[str, Any], part: _Part, file: Path) -> np.ndarray:
     columns = []
     for path in part.paths:
         if path not in found:
-            raise KineflowError(
-                f"{file} has no {path}, which the first file has; leave the file out, or that stream by a schema"
-            )
+            raise KineflowError(f"{file} has no {path}, which the first file has; leave the file out, or that stream by a schema")
         array = np.asarray(found[path][...])
         if array.dtype.kind not in "fiub":
             raise KineflowError(f"{file}, {path}: {array.dtype} instead of numbers; not a RECON recording")
