@@ -234,7 +234,7 @@ def test_an_import_asks_for_a_codec_and_says_what_it_changed(tmp_path: Path, cod
     source = zarr.open_group(tmp_path / "buffer.zarr", mode="w", zarr_format=2)
     for key, values in {
         "data/image": natural_frames(6),
-        "data/action": np.zeros((6, 2)),
+        "data/action": np.ones((6, 2)),
         "meta/episode_ends": np.array([2, 6]),
     }.items():
         source.create_array(key, data=values)
