@@ -14,6 +14,7 @@ EXTRA_OF = {
     ),
     **dict.fromkeys(("gymnasium", "gym_pusht", "pymunk", "pygame", "cv2", "shapely"), "sim"),
     **dict.fromkeys(("av", "PIL"), "report"),
+    **dict.fromkeys(("torchvision", "timm", "open_clip"), "vision"),
     "h5py": "hdf5",
     "pyarrow": "lerobot",
     **dict.fromkeys(("mcap", "rosbags", "lz4", "zstandard"), "ros"),
