@@ -26,6 +26,7 @@ EFFICIENTNET_LITE = ((127 / 255,) * 3, (128 / 255,) * 3)  # of the networks' own
 SYMMETRIC = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # [-1, 1]
 
 Fit = Literal["crop", "stretch"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     fit: Fit = "stretch"
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     share: float = 1.0  # of the shorter side that "crop" keeps
 
     def __post_init__(self) -> None:
@@ -58,19 +59,23 @@ class Preprocessing:
         """Resized and cropped, still grey levels."""
         height, width = pixels.shape[2:]
         if self.fit == "stretch":
-            return self._resized(pixels, self.size, self.size)
+            return resized(pixels, self.size, self.size, self.interpolation)
         short = math.floor(self.size / self.share)
         # As torchvision rounds: the longer side is cut off, the first row and column of the crop are rounded to even.
         long = int(short * max(height, width) / min(height, width))
         height, width = (short, long) if height <= width else (long, short)
-        resized = self._resized(pixels, height, width)
+        whole = resized(pixels, height, width, self.interpolation)
         top, left = round((height - self.size) / 2.0), round((width - self.size) / 2.0)
-        return resized[:, :, top : top + self.size, left : left + self.size]
+        return whole[:, :, top : top + self.size, left : left + self.size]
 
-    def _resized(self, pixels: Tensor, height: int, width: int) -> Tensor:
-        if pixels.shape[2:] == (height, width):
-            return pixels
-        if pixels.device.type == "cpu":
-            return F.interpolate(pixels, size=(height, width), mode=self.interpolation, antialias=True)
-        exact = F.interpolate(pixels.float(), size=(height, width), mode=self.interpolation, antialias=True)
-        return exact.round_().clamp_(0, 255).to(torch.uint8)
+
+def resized(
+    pixels: UInt8[Tensor, "N 3 H W"], height: int, width: int, interpolation: Interpolation, *, in_floats: bool = False
+) -> UInt8[Tensor, "N 3 H2 W2"]:
+    """As Pillow resizes, antialiased; `in_floats` is how it is done on other devices than the CPU in any case."""
+    if pixels.shape[2:] == (height, width):
+        return pixels
+    if pixels.device.type == "cpu" and not in_floats:
+        return F.interpolate(pixels, size=(height, width), mode=interpolation, antialias=True)
+    exact = F.interpolate(pixels.float(), size=(height, width), mode=interpolation, antialias=True)
+    return exact.round_().clamp_(0, 255).to(torch.uint8)
