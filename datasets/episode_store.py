@@ -78,7 +78,7 @@ class EpisodeStore:
         check_cameras(interface, records)
         for folder in ("segments", "staging"):
             (path / folder).mkdir(parents=True)
-        write_manifest(path, Manifest(interface, records, clock, provenance, licence))
+        write_manifest(path, Manifest(replace(interface, goals={}), records, clock, provenance, licence))
         return cls.open(path)
 
     @classmethod

@@ -208,9 +208,16 @@ def write_manifest(store: Path, manifest: Manifest) -> None:
 
 def manifest_bytes(manifest: Manifest) -> bytes:
     """The contents of manifest.json, checksum last."""
-    data = to_plain(manifest)
+    data = to_plain(manifest) | {"schema": schema_plain(manifest.schema)}
     data["checksum"] = crc32c(_canonical(data))
     return _canonical(data) + b"\n"
+
+
+def schema_plain(interface: Interface) -> dict[str, Any]:
+    """Without goals: those belong to each episode, not to the schema."""
+    plain: dict[str, Any] = to_plain(interface)
+    del plain["goals"]
+    return plain
 
 
 def new_ulid() -> str:

@@ -32,11 +32,11 @@ import numpy as np
 from jaxtyping import Int64
 
 from kineflow import __version__
-from kineflow.contracts import Episode, Interface, Stream, to_plain
+from kineflow.contracts import Episode, Interface, Stream
 from kineflow.datasets.annotations import NO_LANGUAGE, annotation_labels, decode_goals, decode_spans, encode_annotations, label_of
 from kineflow.datasets.checksums import CorruptData
 from kineflow.datasets.codecs import FrameCodec, encode_frames, keep_jpegs
-from kineflow.datasets.manifest import FORMAT, VERSION, FileEntry, Manifest, SegmentEntry, StoreError, read_manifest
+from kineflow.datasets.manifest import FORMAT, VERSION, FileEntry, Manifest, SegmentEntry, StoreError, read_manifest, schema_plain
 from kineflow.datasets.quantile_sketch import QuantileSketch, side_by_side, sketch
 from kineflow.datasets.statistics import ROWS, Moments, measure
 from kineflow.datasets.zarr_v3 import (
@@ -66,7 +66,7 @@ def vector_streams(interface: Interface) -> dict[str, int]:
 
 def schema_hash(interface: Interface) -> str:
     """Independent of the order in which features and cameras are named."""
-    plain = to_plain(interface)
+    plain = schema_plain(interface)
     for camera in plain["cameras"].values():
         if camera["kind"] == "rgb":  # what every camera was in version 1, whose hashes stay valid
             del camera["kind"]

@@ -20,6 +20,7 @@ from kineflow.episode import (
     EpisodeStore as EpisodeStore,
     FeatureStatistics as FeatureStatistics,
     Goal as Goal,
+    GoalBatch as GoalBatch,
     Span as Span,
     Stream as Stream,
 )
@@ -27,6 +28,7 @@ from kineflow.interface import (
     CameraSpec as CameraSpec,
     ContractError as ContractError,
     FeatureSpec as FeatureSpec,
+    GoalSpec as GoalSpec,
     Interface as Interface,
     KineflowError as KineflowError,
     VectorSpec as VectorSpec,
@@ -35,7 +37,7 @@ from kineflow.interface import (
 from kineflow.plain import to_json as to_json, to_plain as to_plain
 
 if TYPE_CHECKING:  # robots import this file with NumPy alone
-    from jaxtyping import Bool, Float, Int64, UInt8
+    from jaxtyping import Bool, Float, Float16, Int64, UInt8
 
 CONTRACT_VERSION = 1
 CLOCK = "t=0 noise, t=1 data"
@@ -173,4 +175,5 @@ class Window:
     action: Float[np.ndarray, "B H A"]
     state_is_pad: Bool[np.ndarray, "B T"]
     action_is_pad: Bool[np.ndarray, "B H"]
-    images: Mapping[str, UInt8[np.ndarray, "B T H W 3"]] = field(default_factory=dict)
+    images: Mapping[str, UInt8[np.ndarray, "B T H W 3"] | Float16[np.ndarray, "B T P D"]] = field(default_factory=dict)
+    goals: GoalBatch | None = None  # images and goals: frames, or features of a frozen backbone

@@ -11,7 +11,7 @@ import numpy as np
 from kineflow.interface import Interface
 
 if TYPE_CHECKING:
-    from jaxtyping import Int64
+    from jaxtyping import Bool, Int64
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,19 @@ class Goal:
     kind: Literal["image", "video", "pose", "point"]
     value: np.ndarray
     frame: str = ""  # of a pose or point; of an image or video: the camera that took it
+
+
+@dataclass(frozen=True)
+class GoalBatch:
+    """What each row of a batch is to reach, in every way that its policy can be told.
+
+    `values[name]` is `[B, *GoalSpec.shape]`, or float16 features of its frames; where a row has no such goal, `given[name]` is
+    False and its values are zeros. Words have no values: `instruction` holds them, "" where there are none.
+    """
+
+    values: Mapping[str, np.ndarray]
+    given: Mapping[str, Bool[np.ndarray, "B"]]
+    instruction: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -70,13 +70,48 @@ class CameraSpec:
         return (self.height, self.width, 3) if self.kind == "rgb" else (self.height, self.width)
 
 
+GoalKind = Literal["image", "video", "pose", "point", "instruction"]
+
+
+@dataclass(frozen=True)
+class GoalSpec:
+    """One way to say what to reach: uint8 RGB frames `[H, W, 3]` (image) or `[frames, H, W, 3]` at `rate_hz` (video, the part
+    of a clip that lies ahead), a pose `[7]`, a point `[3]`, or words."""
+
+    kind: GoalKind
+    height: int = 0
+    width: int = 0
+    frames: int = 0
+    rate_hz: float = 0.0
+
+    def __post_init__(self) -> None:
+        pictures, video = self.kind in ("image", "video"), self.kind == "video"
+        wanted = {"height": pictures, "width": pictures, "frames": video, "rate_hz": video}
+        for name, needed in wanted.items():
+            value = getattr(self, name)
+            if (value > 0) != needed or value < 0:
+                raise ContractError(
+                    f"GoalSpec of kind {self.kind}: {name} is {value:g}; " + ("it must be positive" if needed else "leave it out")
+                )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one goal's array; of words: none."""
+        frame = (self.height, self.width, 3)
+        return {"image": frame, "video": (self.frames, *frame), "pose": (7,), "point": (3,), "instruction": ()}[self.kind]
+
+
 @dataclass(frozen=True)
 class Interface:
-    """What a store, environment or robot offers, or a policy needs: named features, cameras and the action."""
+    """What a store, environment or robot offers, or a policy needs: named features, cameras and the action.
+
+    A policy is told its goal in one or more of the ways in `goals`; whoever offers `goals` can tell it in those ways.
+    """
 
     features: Mapping[str, FeatureSpec]
     action: FeatureSpec
     cameras: Mapping[str, CameraSpec] = field(default_factory=dict)
+    goals: Mapping[str, GoalSpec] = field(default_factory=dict)  # not part of a store's schema: there each episode has its own
 
 
 def interface_differences(needed: Interface, offered: Interface) -> Iterator[str]:
@@ -94,7 +129,17 @@ def interface_differences(needed: Interface, offered: Interface) -> Iterator[str
             yield f"camera '{name}': the policy needs it, offered are {sorted(offered.cameras)}; rename or add the camera"
         elif camera != offered.cameras[name]:
             yield f"camera '{name}': the policy needs {camera}, offered is {offered.cameras[name]}; resize or retrain"
+    yield from _goal_differences(needed.goals, offered.goals)
     yield from _feature_differences("action", needed.action, offered.action)
+
+
+def _goal_differences(needed: Mapping[str, GoalSpec], offered: Mapping[str, GoalSpec]) -> Iterator[str]:
+    shared = [name for name in needed if name in offered]
+    if needed and not shared:
+        yield f"goal: the policy takes one of {sorted(needed)}, offered are {sorted(offered)}; name a goal that both know"
+    for name in shared:
+        if needed[name] != offered[name]:
+            yield f"goal '{name}': the policy takes {needed[name]}, offered is {offered[name]}; make the goal anew or retrain"
 
 
 def _feature_differences(what: str, needed: FeatureSpec, offered: FeatureSpec) -> Iterator[str]:

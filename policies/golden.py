@@ -46,7 +46,15 @@ def _answer(predict: Predict, interface: Interface, state: np.ndarray, seed: int
         name: frames.integers(0, 256, (1, len(state), camera.height, camera.width, 3), np.uint8)
         for name, camera in sorted(interface.cameras.items())
     }
-    observation = Observation(state=state[None], stamp_s=np.zeros((1, len(state))), images=images)
+    goal = {
+        name: frames.integers(0, 256, (1, *spec.shape), np.uint8)
+        if spec.kind in ("image", "video")
+        else np.zeros((1, *spec.shape), np.float32)
+        for name, spec in sorted(interface.goals.items())
+        if spec.kind != "instruction"
+    }
+    words = ("go to the red door",) if any(spec.kind == "instruction" for spec in interface.goals.values()) else ()
+    observation = Observation(state[None], np.zeros((1, len(state))), images, goal, words)
     chunk = predict(observation, SamplingRequest(seeds=np.array([seed], dtype=np.int64)))
     actions: np.ndarray = chunk.actions[0]
     return actions

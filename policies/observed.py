@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Float16, Int64, UInt8
 from torch import Tensor
 
-from kineflow.contracts import ContractError, Horizons, Interface, Observation
+from kineflow.contracts import ContractError, GoalBatch, GoalSpec, Horizons, Interface, Observation, Window
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What an encoder sees: the state and each camera's frames over the last T steps, oldest first."""
+    """What an encoder sees: the state and each camera's frames over the last T steps, oldest first, and the goal.
+
+    Frames may come as float16 features of the encoder's frozen backbone, here and in the goals (`GoalBatch`).
+    """
 
     state: Float[Tensor, "B T S"]
-    images: Mapping[str, UInt8[Tensor, "B T H W 3"]]
+    images: Mapping[str, UInt8[Tensor, "B T H W 3"] | Float16[Tensor, "B T P D"]]
+    goals: Mapping[str, Tensor] = field(default_factory=dict)
+    given: Mapping[str, Bool[Tensor, "B"]] = field(default_factory=dict)
+    instruction: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -31,10 +38,6 @@ class Earlier:
 
 def observed(observation: Observation, interface: Interface, horizons: Horizons, device: torch.device) -> Observed:
     """Raises ContractError for what the policy does not take, other shapes, or non-finite values."""
-    # Better refused than silently ignored: the caller believes that these steer the policy.
-    extras = {"goal": observation.goal, "instruction": observation.instruction}
-    if given := [name for name, value in extras.items() if value]:
-        raise ContractError(f"this policy takes no {given[0]}, but was given one; leave it out or use another policy")
     rows = len(observation.state)
     size = sum(spec.vector.size for spec in interface.features.values())
     expected: tuple[int, ...] = (rows, horizons.observation, size)
@@ -60,4 +63,59 @@ def observed(observation: Observation, interface: Interface, horizons: Horizons,
             )
         images[name] = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
     state = torch.from_numpy(np.ascontiguousarray(observation.state, dtype=np.float32)).to(device)
-    return Observed(state, images)
+    return with_goals(Observed(state, images), observed_goals(observation, interface.goals), device)
+
+
+def observed_goals(observation: Observation, specs: Mapping[str, GoalSpec]) -> GoalBatch | None:
+    """Those of `observation`, for all of its rows; None for a policy without goals.
+
+    Raises:
+        ContractError: a goal that the policy does not take (better refused than silently ignored: the caller believes that it
+            steers), none of those that it takes, or another shape.
+    """
+    rows, words = len(observation.state), [name for name, spec in specs.items() if spec.kind == "instruction"]
+    told = set(observation.goal) | ({words[0] if words else "instruction"} if observation.instruction else set())
+    if unknown := sorted(told - set(specs)):
+        what = "instruction" if unknown[0] == "instruction" else f"goal '{unknown[0]}'"
+        takes = f"it takes {sorted(specs)}" if specs else "leave it out or use another policy"
+        raise ContractError(f"this policy takes no {what}, but was given one; {takes}")
+    if not specs:
+        return None
+    if not told:
+        raise ContractError(f"this policy needs a goal, one of {sorted(specs)}, and was given none")
+    if observation.instruction and len(observation.instruction) != rows:
+        raise ContractError(f"observation.instruction has {len(observation.instruction)} texts for {rows} rows; give one per row")
+    values = {}
+    for name, spec in specs.items():
+        dtype = np.dtype(np.uint8 if spec.kind in ("image", "video") else np.float32)
+        goal = observation.goal.get(name, np.zeros((rows, *spec.shape), dtype))
+        if spec.kind != "instruction":
+            values[name] = _checked_goal(name, goal, (rows, *spec.shape), dtype)
+    given = {name: np.full(rows, name in told) for name in specs}
+    return GoalBatch(values, given, observation.instruction or ("",) * rows)
+
+
+def seen(window: Window, dimensions: int, device: torch.device) -> Observed:
+    """A training window as its encoder sees it; the first `dimensions` of its state are the policy's."""
+    images = {name: torch.from_numpy(frames).to(device, non_blocking=True) for name, frames in window.images.items()}
+    state = torch.from_numpy(window.state[..., :dimensions]).to(device, non_blocking=True)
+    return with_goals(Observed(state, images), window.goals, device)
+
+
+def with_goals(seen: Observed, goals: GoalBatch | None, device: torch.device) -> Observed:
+    """`seen` with `goals` on its device."""
+    if goals is None:
+        return seen
+    values = {name: torch.from_numpy(np.ascontiguousarray(value)).to(device) for name, value in goals.values.items()}
+    given = {name: torch.from_numpy(rows).to(device) for name, rows in goals.given.items()}
+    return Observed(seen.state, seen.images, values, given, goals.instruction)
+
+
+def _checked_goal(name: str, goal: np.ndarray, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    if goal.shape != shape or goal.dtype != dtype:
+        raise ContractError(
+            f"observation.goal['{name}'] is {goal.dtype} {goal.shape}, the policy needs {dtype} {shape}; convert it"
+        )
+    if dtype == np.float32 and not np.isfinite(goal).all():
+        raise ContractError(f"observation.goal['{name}'] is not finite; ask for the goal again, do not act on it")
+    return goal

@@ -18,75 +18,29 @@ from kineflow.contracts import (
     ActionChunk,
     ContractError,
     FeatureStatistics,
-    Horizons,
     Interface,
-    KineflowError,
     Observation,
     SamplingRequest,
 )
-from kineflow.policies.encoders.state import State
-from kineflow.policies.encoders.vision import Vision
 from kineflow.policies.field import Guide, SampleOptions, Tokens
 from kineflow.policies.guidance import in_order
-from kineflow.policies.heads.arc import Arc
-from kineflow.policies.heads.dit import DiT
-from kineflow.policies.heads.flag_dit import FlagDiT
-from kineflow.policies.heads.guessing import Guessing
-from kineflow.policies.heads.mlp import MLP
-from kineflow.policies.heads.unet import UNet
 from kineflow.policies.mix_flow import MixFlow
-from kineflow.policies.normaliser import ActionUnits, Normaliser, Scaling
-from kineflow.policies.objectives import MIP, Diffusion, FlowMap, FlowMatching, Regression
+from kineflow.policies.normaliser import ActionUnits, Normaliser
+from kineflow.policies.objectives import MIP, FlowMap, Regression
 from kineflow.policies.observed import Earlier, Observed, observed
+from kineflow.policies.policy_config import HeadConfig as HeadConfig, PolicyConfig as PolicyConfig
 from kineflow.policies.policy_statistics import (
     joined_statistics,
     narrowed,
     origin_dimensions,
     required,
     state_spec,
-    training_statistics,
 )
 from kineflow.policies.privileged import Probe
 from kineflow.policies.real_time_chunking import continue_prefix
 from kineflow.policies.samplers import RowNoise
 
 PhysicalGuide: TypeAlias = Callable[[ActionUnits], Guide]  # costs, constraints and rewards are written in physical units
-HeadConfig: TypeAlias = MLP | DiT | UNet | FlagDiT | Arc | Guessing
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """Everything that defines the network and its sampling; saved as config.yaml beside the weights."""
-
-    horizons: Horizons
-    head: HeadConfig
-    objective: FlowMatching | Diffusion | FlowMap | MixFlow | Regression | MIP
-    encoder: State | Vision
-    features: tuple[str, ...] = ("state",)
-    cameras: tuple[str, ...] = ()
-    privileged: tuple[str, ...] = ()  # features that supervise a Vision encoder in training, absent when it acts
-    # Names of the state dimensions that the action dimensions are measured from, at the last observed step; empty: absolute.
-    relative_to: tuple[str, ...] = ()
-    action_scaling: Scaling = "gaussian"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.head, Guessing) != isinstance(self.objective, MixFlow):
-            raise KineflowError(
-                f"head {type(self.head).__name__} with objective {type(self.objective).__name__}: a Guessing head and MixFlow "
-                "need each other; take both (`kineflow distill RUN --method mixflow`) or neither"
-            )
-
-    def statistics(
-        self,
-        interface: Interface,
-        raw: Mapping[str, FeatureStatistics],
-        state: Float[np.ndarray, "N T S"],
-        action: Float[np.ndarray, "N H A"],
-    ) -> dict[str, FeatureStatistics]:
-        """What a network of this configuration needs, from all training windows and the store's `raw` statistics."""
-        spec = state_spec(interface, self.features)
-        geometry = self.encoder.geometry(spec, self.horizons.observation)
-        return training_statistics(geometry, origin_dimensions(self.relative_to, interface, spec), raw, state, action)
 
 
 @dataclass(frozen=True)
@@ -113,11 +67,12 @@ class PolicyNetwork(nn.Module):
 
     def __init__(self, config: PolicyConfig, interface: Interface, statistics: Mapping[str, FeatureStatistics]) -> None:
         super().__init__()
-        self.config, self.interface = config, narrowed(interface, config.features, config.cameras)
+        self.config, self.interface = config, narrowed(interface, config.features, config.cameras, config.goals)
         spec, horizons, self.action_dim = state_spec(interface, config.features), config.horizons, interface.action.vector.size
         self.origin = origin_dimensions(config.relative_to, interface, spec)
         self.state_statistics = joined_statistics(statistics, config.features)
-        self.encoder = config.encoder.build(spec, horizons.observation, self.interface.cameras)
+        told = {"goals": config.goals} if config.goals else {}  # other encoders need not know the word
+        self.encoder = config.encoder.build(spec, horizons.observation, self.interface.cameras, **told)
         if spec.size:
             encoded = required(statistics, "encoded_state")
             self.encoder.standardise(torch.tensor(encoded.mean), Normaliser.from_statistics(encoded, "gaussian").scale)

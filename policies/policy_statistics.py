@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from kineflow.contracts import ContractError, FeatureStatistics, Interface, VectorSpec
+from kineflow.contracts import ContractError, FeatureStatistics, GoalSpec, Interface, VectorSpec
 from kineflow.policies.encoders.state import StateFeatures
 
 
@@ -26,13 +26,15 @@ def state_spec(interface: Interface, features: tuple[str, ...]) -> VectorSpec:
     return VectorSpec(joined[0], joined[1], frame, *joined[2:])
 
 
-def narrowed(offered: Interface, features: tuple[str, ...], cameras: tuple[str, ...]) -> Interface:
+def narrowed(
+    offered: Interface, features: tuple[str, ...], cameras: tuple[str, ...], goals: Mapping[str, GoalSpec] | None = None
+) -> Interface:
     """What a policy takes of what is offered: this, not the offer, is what a robot must provide."""
     state_spec(offered, features)
     if missing := [c for c in cameras if c not in offered.cameras]:
         raise ContractError(f"camera '{missing[0]}' is not offered; there are {sorted(offered.cameras)}: correct policy.cameras")
     chosen = {name: offered.features[name] for name in features}
-    return Interface(chosen, offered.action, {name: offered.cameras[name] for name in cameras})
+    return Interface(chosen, offered.action, {name: offered.cameras[name] for name in cameras}, goals or {})
 
 
 def joined_statistics(statistics: Mapping[str, FeatureStatistics], features: tuple[str, ...]) -> FeatureStatistics:

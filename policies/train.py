@@ -30,7 +30,7 @@ from kineflow.policies.distillation.teacher_policy import TeacherPolicy
 from kineflow.policies.ema import ExponentialMovingAverage
 from kineflow.policies.golden import golden_pair
 from kineflow.policies.metrics_log import forget_after, log_record
-from kineflow.policies.observed import Earlier, Observed
+from kineflow.policies.observed import Earlier, Observed, seen
 from kineflow.policies.optimiser import adamw
 from kineflow.policies.policy import PolicyConfig, PolicyNetwork, TrainingBatch
 from kineflow.policies.precision import autocast
@@ -198,8 +198,7 @@ class Trainer:
         return window
 
     def _seen(self, window: Window) -> Observed:
-        images = {name: self._moved(frames) for name, frames in window.images.items()}
-        return Observed(self._moved(window.state[..., : len(self.network.state_statistics.mean)]), images)
+        return seen(window, len(self.network.state_statistics.mean), self.device)
 
     def _moved(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)

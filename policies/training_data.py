@@ -38,7 +38,7 @@ class TrainingData:
     def load(cls, store: EpisodeStore, config: TrainConfig) -> TrainingData:
         """Split the episodes of `store` by the seed; raises KineflowError when a feature is missing or not finite."""
         policy = config.policy
-        interface = narrowed(interface_of_windows(store, config.resample), policy.features, policy.cameras)
+        interface = narrowed(interface_of_windows(store, config.resample), policy.features, policy.cameras, policy.goals)
         chosen, held_out = (
             split.tolist() for split in split_episodes(store.num_episodes, config.validation_fraction, config.seed)
         )

@@ -1,0 +1,69 @@
+"""What defines a policy's network and its sampling; the unions here are the registries of `kind:` in configs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+
+from kineflow.contracts import FeatureStatistics, GoalSpec, Horizons, Interface, KineflowError
+from kineflow.policies.encoders.state import State
+from kineflow.policies.encoders.vision import Vision
+from kineflow.policies.heads.arc import Arc
+from kineflow.policies.heads.dit import DiT
+from kineflow.policies.heads.flag_dit import FlagDiT
+from kineflow.policies.heads.guessing import Guessing
+from kineflow.policies.heads.mlp import MLP
+from kineflow.policies.heads.unet import UNet
+from kineflow.policies.mix_flow import MixFlow
+from kineflow.policies.normaliser import Scaling
+from kineflow.policies.objectives import MIP, Diffusion, FlowMap, FlowMatching, Regression
+from kineflow.policies.policy_statistics import origin_dimensions, state_spec, training_statistics
+
+HeadConfig: TypeAlias = MLP | DiT | UNet | FlagDiT | Arc | Guessing
+EncoderConfig: TypeAlias = State | Vision
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Everything that defines the network and its sampling; saved as config.yaml beside the weights."""
+
+    horizons: Horizons
+    head: HeadConfig
+    objective: FlowMatching | Diffusion | FlowMap | MixFlow | Regression | MIP
+    encoder: EncoderConfig
+    features: tuple[str, ...] = ("state",)
+    cameras: tuple[str, ...] = ()
+    goals: Mapping[str, GoalSpec] = field(default_factory=dict)  # ways to say what to reach, for an encoder of goals
+    stop: str = ""  # feature [1] that supervises a stop head: 1 where the task is done
+    privileged: tuple[str, ...] = ()  # features that supervise a Vision encoder in training, absent when it acts
+    # Names of the state dimensions that the action dimensions are measured from, at the last observed step; empty: absolute.
+    relative_to: tuple[str, ...] = ()
+    action_scaling: Scaling = "gaussian"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.head, Guessing) != isinstance(self.objective, MixFlow):
+            raise KineflowError(
+                f"head {type(self.head).__name__} with objective {type(self.objective).__name__}: a Guessing head and MixFlow "
+                "need each other; take both (`kineflow distill RUN --method mixflow`) or neither"
+            )
+        if self.goals and isinstance(self.encoder, State | Vision):
+            raise KineflowError(
+                f"policy.goals names {sorted(self.goals)}, which a {type(self.encoder).__name__} encoder does not see; take an "
+                "encoder of goals, or leave the goals out"
+            )
+
+    def statistics(
+        self,
+        interface: Interface,
+        raw: Mapping[str, FeatureStatistics],
+        state: Float[np.ndarray, "N T S"],
+        action: Float[np.ndarray, "N H A"],
+    ) -> dict[str, FeatureStatistics]:
+        """What a network of this configuration needs, from all training windows and the store's `raw` statistics."""
+        spec = state_spec(interface, self.features)
+        geometry = self.encoder.geometry(spec, self.horizons.observation)
+        return training_statistics(geometry, origin_dimensions(self.relative_to, interface, spec), raw, state, action)
