@@ -166,12 +166,14 @@ class Robot(ABC):
         return math.acos(max(-1.0, min(1.0, 1 - 2 * (x * x + y * y))))
 
     def motion(self) -> Command:
-        """Velocity of the base on all four axes, in the gravity-aligned body frame."""
-        (w, x, y, z) = self.data.qpos[self._q + 3 : self._q + 7].tolist()
-        (vx, vy, vz, p, q, r) = self.data.qvel[self._v : self._v + 6].tolist()
+        """Velocity of the base on all four axes, in the gravity-aligned body frame; the yaw rate is the change of `yaw`."""
+        w, x, y, z = self.data.qpos[self._q + 3 : self._q + 7].tolist()
+        # A free joint's linear velocity is in the world frame, its angular one in the body's own.
+        vx, vy, vz, _, q, r = self.data.qvel[self._v : self._v + 6].tolist()
         cos, sin = math.cos(self.yaw), math.sin(self.yaw)
-        # A free joint's linear velocity is in the world frame, its angular one in the body's own: the last row of its rotation.
-        yaw_rate = 2 * (x * z - w * y) * p + 2 * (y * z + w * x) * q + (1 - 2 * (x * x + y * y)) * r
+        nose, left, up = 2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)  # how far each body axis points up
+        # Not the turn about world z: rolling with the nose up is one, and leaves the heading alone.
+        yaw_rate = (left * q + up * r) / max(1 - nose * nose, 0.05)
         return cos * vx + sin * vy, cos * vy - sin * vx, vz, yaw_rate
 
     def id_of(self, kind: mujoco.mjtObj, name: str) -> int:
