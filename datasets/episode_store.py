@@ -21,7 +21,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from kineflow.contracts import Episode, FeatureStatistics, Interface
+from kineflow.contracts import Episode, FeatureStatistics, Goal, Interface
 from kineflow.datasets.camera_check import check_cameras
 from kineflow.datasets.codecs import FrameCodec
 from kineflow.datasets.committing import committing
@@ -120,6 +120,11 @@ class EpisodeStore:
         """Read episode `index` (0 .. num_episodes - 1), every byte checked against its checksum."""
         segment, row = self._locate(index)
         return segment.episode(self.interface, row, self._manifest)
+
+    def told(self, index: int) -> tuple[str, dict[str, Goal]]:
+        """Instruction and goals of episode `index`, without its streams."""
+        segment, row = self._locate(index)
+        return segment.instruction(row, self._manifest), segment.goals(row)
 
     def jpegs(self, index: int, camera: str) -> list[bytes] | None:
         """The JPEG bytes of `camera` in episode `index` as they are stored, checked; None where its codec is another one."""

@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from kineflow import __version__
-from kineflow.contracts import Episode, Interface, Stream
+from kineflow.contracts import Episode, Goal, Interface, Stream
 from kineflow.datasets.annotations import NO_LANGUAGE, annotation_labels, decode_goals, decode_spans, encode_annotations, label_of
 from kineflow.datasets.checksums import CorruptData
 from kineflow.datasets.codecs import FrameCodec, encode_frames, keep_jpegs
@@ -301,17 +301,27 @@ class Segment:
         known = {name: int(self.column(name)[row]) for name in OPTIONAL_COLUMNS}
         return Episode(
             streams=streams,
-            instruction=manifest.tasks[str(known["task_id"])].text if known["task_id"] >= 0 else "",
+            instruction=self.instruction(row, manifest),
             success=bool(known["success"]) if known["success"] >= 0 else None,
             source=labels[known["source_id"]],
             clock=labels[known["clock_id"]],
             language=labels[known["language_id"]] or NO_LANGUAGE,
             spans=decode_spans(self._table("spans", 5), row, labels),
-            goals=self._decode(lambda: decode_goals(self._table("goals/table", 8), row, labels, self._read_shard)),
+            goals=self.goals(row, labels),
             split=next((name for name, code in manifest.splits.items() if code == known["split"]), ""),
             seed=known["seed"] if known["seed"] >= 0 else None,
             operator=labels[known["operator_id"]],
         )
+
+    def instruction(self, row: int, manifest: Manifest) -> str:
+        """Of episode `row`; "" where it has none."""
+        task = int(self.column("task_id")[row])
+        return manifest.tasks[str(task)].text if task >= 0 else ""
+
+    def goals(self, row: int, labels: Sequence[str] | None = None) -> dict[str, Goal]:
+        """Of episode `row` by name, every byte checked; `labels`: those of `labels()`, where they are read already."""
+        known, table = self.labels() if labels is None else labels, self._table("goals/table", 8)
+        return self._decode(lambda: decode_goals(table, row, known, self._read_shard))
 
     def _table(self, path: str, width: int) -> np.ndarray:
         if f"{path}/zarr.json" not in self._listed:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -21,6 +21,7 @@ from jaxtyping import Bool, Int64
 from kineflow.contracts import KineflowError
 from kineflow.datasets.decoded_cache import DecodedCache, cache_key, default_cache_folder
 from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.feature_cache import FeatureReader
 from kineflow.datasets.frames import FrameReader
 from kineflow.datasets.resample import Resample, rows_for_images
 from kineflow.datasets.shuffle import DecodedEpisodes
@@ -59,22 +60,36 @@ class Camera:
     source: FrameSource
     frame_shape: tuple[int, ...]
     usable: Bool[np.ndarray, "N"]
+    is_encoded: bool = False  # float16 features instead of uint8 frames
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float16 if self.is_encoded else np.uint8)
 
 
 def open_cameras(
-    store: EpisodeStore, names: Sequence[str], episodes: Sequence[int], rules: Mapping[str, Resample], images: Images
+    store: EpisodeStore,
+    names: Sequence[str],
+    episodes: Sequence[int],
+    rules: Mapping[str, Resample],
+    images: Images,
+    encoded: Mapping[str, FeatureReader] | None = None,
 ) -> dict[str, Camera]:
-    """Sources of the frames of `names` in `episodes`.
+    """Sources of the frames of `names` in `episodes`, or of what `encoded` has of them.
 
     Raises:
         KineflowError: no such camera, not RGB, or a clock of its own and no rule.
     """
     for name in names:
         _check(store, name)
-    readers = {name: FrameReader(store, name) for name in names}
+    features = encoded or {}
+    readers = {name: FrameReader(store, name) for name in names if name not in features}
     where = _where(images, store, readers, episodes)
     total = sum(_frame_bytes(reader) * len(reader) for reader in readers.values())
     opened = {}
+    for name, known in features.items():
+        table, usable = _row_table(store, name, episodes, rules)
+        opened[name] = Camera(_Mapped(known, table), known.frame_shape, usable, is_encoded=True)
     for name, reader in readers.items():
         table, usable = _row_table(store, name, episodes, rules)
         share = _frame_bytes(reader) * len(reader) / max(total, 1)
@@ -108,7 +123,7 @@ class _Ram:
 class _Mapped:
     """A reader by row of the camera, asked by row of the actions."""
 
-    def __init__(self, reader: FrameReader | DecodedCache, table: Int64[np.ndarray, "N"]) -> None:
+    def __init__(self, reader: FrameReader | DecodedCache | FeatureReader, table: Int64[np.ndarray, "N"]) -> None:
         self._reader, self._table = reader, table
 
     def read(self, rows: Int64[np.ndarray, "B T"], out: np.ndarray) -> None:

@@ -21,6 +21,7 @@ of its own is read at their times by a stated rule, and a window that would obse
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from jaxtyping import Bool, Int64
 
 from kineflow.contracts import Horizons, KineflowError, Window
 from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.feature_cache import FeatureReader
 from kineflow.datasets.resample import Resample
+from kineflow.datasets.window_goals import GoalReader, Goals
 from kineflow.datasets.window_images import Images, open_cameras
 from kineflow.datasets.window_streams import ACTION, low_dim_stream
 
@@ -46,9 +49,12 @@ class WindowReader:
         cameras: Sequence[str] = (),
         resample: Mapping[str, Resample] | None = None,
         images: Images = Images(),  # noqa: B008 - a frozen value
+        encoded: Mapping[str, FeatureReader] | None = None,
+        goals: Goals | None = None,
     ) -> None:
         """Load `features` and the actions into RAM, and make the images of `cameras` ready; `resample` has a rule for each stream
-        with a clock of its own. `dropped` counts the windows left out, by the stream whose gap is to blame.
+        with a clock of its own. `dropped` counts the windows left out, by the stream whose gap is to blame. Of the cameras in
+        `encoded` a window has features instead of frames.
 
         Raises:
             KineflowError: a stream that the store lacks, that has a clock of its own and no rule, or holds NaN; no or unknown
@@ -59,11 +65,12 @@ class WindowReader:
                 f"windows need a feature or a camera, and an episode; got {list(features)}, {list(cameras)} and "
                 f"{len(episodes)} episodes"
             )
-        self._arguments = (features, horizons, episodes, cameras, resample, images)
+        self._arguments = (features, horizons, episodes, cameras, resample, images, encoded, goals)
         self._path, self._segments = store.path, [entry.id for entry in store.manifest.segments]
         rules = resample or {}
         state = {name: low_dim_stream(store, name, rules) for name in features}
-        self._cameras = open_cameras(store, cameras, episodes, rules, images)
+        self._cameras = open_cameras(store, cameras, episodes, rules, images, encoded)
+        self._goals = GoalReader(store, episodes, goals) if goals else None
         self._action = low_dim_stream(store, ACTION, rules).values
         self._state = np.concatenate([np.zeros((len(self._action), 0), np.float32), *(s.values for s in state.values())], axis=1)
         self._past = np.arange(1 - horizons.observation, 1)
@@ -71,6 +78,7 @@ class WindowReader:
         first, last = _extents(store, episodes)
         lengths = last - first + 1
         self._first, self._last = np.repeat(first, lengths), np.repeat(last, lengths)
+        self._place = np.repeat(np.arange(len(lengths)), lengths)  # of its episode in `episodes`
         ends = np.cumsum(lengths)
         self._now = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths) + self._first
         usable = {name: rows.usable for name, rows in state.items()}
@@ -87,7 +95,7 @@ class WindowReader:
                 whole = rows[observed].all(1)
                 dropped[name] = int((good & ~whole).sum())
                 good &= whole
-        self._now, self._first, self._last = self._now[good], self._first[good], self._last[good]
+        self._now, self._first, self._last, self._place = (a[good] for a in (self._now, self._first, self._last, self._place))
         return {name: count for name, count in dropped.items() if count}
 
     def __len__(self) -> int:
@@ -109,12 +117,13 @@ class WindowReader:
             np.empty((*future, self._action.shape[1]), np.float32),
             np.empty(past, bool),
             np.empty(future, bool),
-            {name: np.empty((*past, *camera.frame_shape), np.uint8) for name, camera in self._cameras.items() if images},
+            {name: np.empty((*past, *camera.frame_shape), camera.dtype) for name, camera in self._cameras.items() if images},
         )
 
     def read(self, indices: Int64[np.ndarray, "B"], *, images: bool = True, out: Window | None = None) -> Window:
         """Windows `indices` (0 .. len - 1): state float32 [B, T, S] in the order of `features`, action float32 [B, H, A],
-        images uint8 [B, T, H, W, 3] for each camera. In new memory, or in `out`, a `buffer` for as many; any thread may read.
+        images uint8 [B, T, H, W, 3] for each camera, and the goals. In new memory, or in `out`, a `buffer` for as many; any
+        thread may read.
 
         Raises:
             IndexError: an index is out of range.
@@ -133,7 +142,9 @@ class WindowReader:
         np.greater(future, last, out=window.action_is_pad)
         for name, frames in window.images.items():
             self._cameras[name].source.read(observed, frames)
-        return window
+        if self._goals is None or not images:
+            return window
+        return replace(window, goals=self._goals.read(self._place[indices], self._now[indices] - self._first[indices]))
 
     def earlier(self, indices: Int64[np.ndarray, "B"], steps: int) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
         """For each of `indices` the window of the same episode up to `steps` before it, the farthest, and how far that is."""

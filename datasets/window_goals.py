@@ -1,0 +1,134 @@
+"""What each training window is to reach, in every way that its policy can be told: words, a picture, the clip that lies ahead.
+
+    step of the episode      0    1    2    3    4 ..       without a cursor the episode's own frames are the clip: frame = step
+    clip                     c0   c1   c2   c3   c4 ..      a clip of its own (goal "video"): frame = value of the cursor feature
+    video of G = 3 frames              [c2        c4        c6]      at step 2, at half the clip's rate; its last frame repeats
+
+An episode's goal video is what it was to follow; the cursor, a feature recorded with it, says at which frame of that clip the
+robot was. An episode without one is a demonstration that follows itself: what it saw later is its goal. Likewise a goal image is
+the one recorded, or else the last frame of the clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from kineflow.contracts import Goal, GoalBatch, GoalSpec, KineflowError
+from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.window_streams import low_dim_stream, slices
+
+Look = Callable[[int, str, np.ndarray], np.ndarray]  # (episode, "video" or "image", uint8 [N, H, W, 3]) -> float16 [N, P, D]
+PICTURES = ("video", "image")
+
+
+@dataclass(frozen=True)
+class GoalWindows:
+    """Where goals come from, see the module: the camera whose frames are the clip of an episode that has no goal video, and
+    whose rate is that of all clips; and the feature [1] that holds the cursor ("": the step)."""
+
+    camera: str = "front"
+    cursor: str = ""
+
+
+@dataclass(frozen=True)
+class Goals:
+    """What windows are told: the policy's goals, where they come from, and what turns their pictures into features, if any."""
+
+    specs: Mapping[str, GoalSpec]
+    where: GoalWindows = GoalWindows()
+    look: Look | None = None
+
+
+class GoalReader:
+    """Goals of the windows of some episodes, held in RAM as frames, or as a frozen encoder's features of them."""
+
+    def __init__(self, store: EpisodeStore, episodes: Sequence[int], goals: Goals) -> None:
+        """Read the goals of `episodes`.
+
+        Raises:
+            KineflowError: a kind of goal that windows do not give, no such camera or cursor, frames of another size than the
+                spec's, or a cursor that is no frame of its clip.
+        """
+        specs, how = goals.specs, goals.where
+        if other := [name for name, spec in specs.items() if spec.kind not in (*PICTURES, "instruction")]:
+            raise KineflowError(
+                f"goal '{other[0]}': windows give videos, images and instructions; make a {specs[other[0]].kind} a feature"
+            )
+        if how.camera not in store.interface.cameras:
+            raise KineflowError(f"{store.path}: no camera '{how.camera}' for goals; it has {sorted(store.interface.cameras)}")
+        self._specs = specs
+        told = [store.told(index) for index in episodes]
+        self._instruction = [words for words, _ in told]
+        self._stride = {n: store.interface.cameras[how.camera].rate_hz / s.rate_hz for n, s in specs.items() if s.kind == "video"}
+        self._pictures: dict[str, _Pictures] = {}
+        if any(spec.kind in PICTURES for spec in specs.values()):
+            self._gather(store, episodes, [known for _, known in told], goals)
+
+    def read(self, episode: Int64[np.ndarray, "B"], step: Int64[np.ndarray, "B"]) -> GoalBatch:
+        """`episode`: places in the list of episodes; `step`: steps of their actions."""
+        words, values = tuple(self._instruction[e] for e in episode.tolist()), {}
+        given = {name: np.ones(len(episode), bool) for name in self._specs}
+        for name, spec in self._specs.items():
+            if spec.kind == "instruction":
+                given[name] = np.array([text != "" for text in words])
+            elif spec.kind == "image":
+                values[name] = self._pictures["image"].at(episode, np.zeros(len(episode), np.int64))
+            else:
+                ahead = np.rint(self._stride[name] * np.arange(spec.frames)).astype(np.int64)
+                values[name] = self._pictures["video"].at(
+                    episode[:, None], self._cursor[self._first[episode] + step][:, None] + ahead
+                )
+        return GoalBatch(values, given, words)
+
+    def _gather(self, store: EpisodeStore, episodes: Sequence[int], told: Sequence[Mapping[str, Goal]], goals: Goals) -> None:
+        """Clips, images and cursors of the episodes."""
+        how, look = goals.where, goals.look
+        clips, images, cursors = [], [], []
+        recorded = low_dim_stream(store, how.cursor, {}).values if how.cursor else None
+        for index, known in zip(episodes, told, strict=True):
+            own, rows = "video" not in known, slices(store.lengths)[index]
+            clip = (
+                store.frames(how.camera, index, 0, int(store.stream_lengths(how.camera)[index])) if own else known["video"].value
+            )
+            image = known["image"].value[None] if "image" in known else clip[-1:]
+            steps = np.arange(rows.stop - rows.start)
+            cursor = steps if own or recorded is None else np.rint(recorded[rows, 0]).astype(np.int64)
+            if cursor.min() < 0 or cursor.max() >= len(clip):
+                raise KineflowError(
+                    f"{store.path}, episode {index}: the cursor is {cursor.min()} .. {cursor.max()}, its clip has {len(clip)} "
+                    "frames; "
+                    f"record '{how.cursor or 'a cursor feature, and name it'}' as frames of the goal video"
+                )
+            self._check(store, index, {"video": clip, "image": image})
+            clips.append(clip if look is None else look(index, "video", clip))
+            images.append(image if look is None else look(index, "image", image))
+            cursors.append(cursor)
+        self._pictures = {"video": _Pictures(clips), "image": _Pictures(images)}
+        lengths = np.array([len(cursor) for cursor in cursors])
+        self._first, self._cursor = np.cumsum(lengths) - lengths, np.concatenate(cursors)
+
+    def _check(self, store: EpisodeStore, index: int, pictures: Mapping[str, np.ndarray]) -> None:
+        for name, spec in self._specs.items():
+            found = pictures[spec.kind].shape[1:] if spec.kind in PICTURES else None
+            if found is not None and found != (spec.height, spec.width, 3):
+                raise KineflowError(
+                    f"{store.path}, episode {index}: its goal {spec.kind} has frames {list(found)}, goal '{name}' of the "
+                    f"policy needs [{spec.height}, {spec.width}, 3]; correct policy.goals, or resize"
+                )
+
+
+class _Pictures:
+    """Clips behind each other; a frame past the end of its clip is the last one."""
+
+    def __init__(self, clips: Sequence[np.ndarray]) -> None:
+        self._last = np.array([len(clip) - 1 for clip in clips])
+        self._first = np.cumsum(self._last + 1) - self._last - 1
+        self._values = np.concatenate(clips)
+
+    def at(self, clip: Int64[np.ndarray, "B ..."], frame: Int64[np.ndarray, "B ..."]) -> np.ndarray:
+        found: np.ndarray = self._values[self._first[clip] + np.minimum(frame, self._last[clip])]
+        return found

@@ -1,0 +1,139 @@
+"""Goals of training windows against a plain loop over the episodes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from kineflow.contracts import Episode, FeatureSpec, Goal, GoalSpec, Horizons, Interface, KineflowError, Stream, VectorSpec
+from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.window_goals import Goals, GoalWindows
+from kineflow.datasets.windows import WindowReader
+from tests.datasets.sample_episodes import INTERFACE, sample_episode
+
+CURSOR = FeatureSpec(VectorSpec(("frame",), ("1",), "clip", (0.0,), (1000.0,)), 10.0)
+OFFERED = Interface({**INTERFACE.features, "cursor": CURSOR}, INTERFACE.action, INTERFACE.cameras)
+VIDEO, IMAGE, WORDS = GoalSpec("video", 6, 8, frames=3, rate_hz=5.0), GoalSpec("image", 6, 8), GoalSpec("instruction")
+SPECS = {"video": VIDEO, "image": IMAGE, "instruction": WORDS}
+
+
+def episode(number: int, *, clip: int = 0, image: bool = False) -> Episode:
+    """A sample; with `clip` frames of a video of its own, along which its cursor runs, and a goal image."""
+    made, rng = sample_episode(number), np.random.default_rng([9, number])
+    steps = len(made.streams["action"].values)
+    cursor = np.sort(rng.integers(0, max(clip, 1), steps)).astype(np.float32)[:, None]
+    goals = {"video": Goal("video", rng.integers(0, 256, (clip, 6, 8, 3), np.uint8))} if clip else {}
+    goals |= {"image": Goal("image", rng.integers(0, 256, (6, 8, 3), np.uint8))} if image else {}
+    return replace(made, streams={**made.streams, "cursor": Stream(cursor, made.streams["action"].stamp_ns)}, goals=goals)
+
+
+def stored(tmp_path: Path, episodes: list[Episode]) -> EpisodeStore:
+    store = EpisodeStore.create(tmp_path / "data.eps", OFFERED)
+    with store.writer() as writer:
+        for one in episodes:
+            writer.add(one)
+    return store
+
+
+def reader(store: EpisodeStore, chosen: list[int], goals: Goals) -> WindowReader:
+    return WindowReader(store, ["pose"], Horizons(2, 4, 2), chosen, goals=goals)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=4),
+    st.integers(1, 5),
+    st.sampled_from([10.0, 5.0, 4.0]),
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_windows_see_what_a_plain_loop_sees(
+    tmp_path_factory: pytest.TempPathFactory, makeup: list[tuple[int, bool]], frames: int, rate_hz: float
+) -> None:
+    episodes = [episode(i, clip=clip, image=image) for i, (clip, image) in enumerate(makeup)]
+    store = stored(tmp_path_factory.mktemp("goals"), episodes)
+    chosen = list(range(len(episodes)))[::-1]
+    specs = {**SPECS, "video": GoalSpec("video", 6, 8, frames=frames, rate_hz=rate_hz)}
+    windows = reader(store, chosen, Goals(specs, GoalWindows(cursor="cursor")))
+    goals, row = windows.read(np.arange(len(windows))).goals, 0
+    assert goals is not None
+    for index in chosen:
+        own = episodes[index]
+        clip = own.goals["video"].value if "video" in own.goals else own.streams["front"].values
+        for step in range(len(own.streams["action"].values)):
+            at = int(own.streams["cursor"].values[step, 0]) if "video" in own.goals else step
+            expected = [clip[min(at + round(k * 10.0 / rate_hz), len(clip) - 1)] for k in range(frames)]
+            np.testing.assert_array_equal(goals.values["video"][row], expected)
+            np.testing.assert_array_equal(
+                goals.values["image"][row], own.goals["image"].value if "image" in own.goals else clip[-1]
+            )
+            assert goals.instruction[row] == own.instruction
+            assert bool(goals.given["instruction"][row]) == (own.instruction != "")
+            row += 1
+    assert row == len(windows)
+    assert goals.given["video"].all()
+    assert goals.given["image"].all()
+
+
+def test_features_stand_for_pictures(tmp_path: Path) -> None:
+    store = stored(tmp_path, [episode(0, clip=5), episode(1)])
+
+    def look(index: int, name: str, frames: np.ndarray) -> np.ndarray:
+        means = frames.reshape(len(frames), -1).mean(1)
+        return np.stack([means, np.full(len(frames), index)], 1).astype(np.float16)[:, None]
+
+    plain, seen = (reader(store, [0, 1], Goals(SPECS, GoalWindows(cursor="cursor"), how)) for how in (None, look))
+    everything = np.arange(len(plain))
+    frames, features = plain.read(everything).goals, seen.read(everything).goals
+    assert frames is not None
+    assert features is not None
+    for name in ("video", "image"):
+        means = frames.values[name].reshape(*frames.values[name].shape[:-3], -1).mean(-1).astype(np.float16)
+        np.testing.assert_array_equal(features.values[name][..., 0, 0], means)
+        assert features.values[name].dtype == np.float16
+    assert set(features.values["video"][:, 0, 0, 1].tolist()) == {0.0, 1.0}
+
+
+def test_goals_only_where_asked(tmp_path: Path) -> None:
+    store = stored(tmp_path, [episode(0)])
+    assert WindowReader(store, ["pose"], Horizons(2, 4, 2), [0]).read(np.array([0])).goals is None
+    assert reader(store, [0], Goals(SPECS)).read(np.array([0]), images=False).goals is None  # statistics need no pictures
+    words = reader(store, [0], Goals({"instruction": WORDS})).read(np.array([0])).goals
+    assert words is not None
+    assert words.values == {}
+
+
+@pytest.mark.parametrize(
+    ("specs", "how", "message"),
+    [
+        ({"point": GoalSpec("point")}, GoalWindows(), "goal 'point': windows give videos, images and instructions"),
+        (SPECS, GoalWindows(camera="rear"), r"no camera 'rear' for goals; it has \['front'\]"),
+        (SPECS, GoalWindows(cursor="beat"), "no feature 'beat'"),
+        (
+            {"image": GoalSpec("image", 9, 9)},
+            GoalWindows(cursor="cursor"),
+            r"episode 0: its goal image has frames \[6, 8, 3\], .* needs \[9, 9, 3\]",
+        ),
+    ],
+)
+def test_what_windows_cannot_give_is_refused(tmp_path: Path, specs: dict[str, GoalSpec], how: GoalWindows, message: str) -> None:
+    with pytest.raises(KineflowError, match=message):
+        reader(stored(tmp_path, [episode(0, clip=4)]), [0], Goals(specs, how))
+
+
+def test_a_cursor_that_is_no_frame_of_its_clip_is_refused(tmp_path: Path) -> None:
+    made = episode(0, clip=4)
+    beyond = replace(
+        made, streams={**made.streams, "cursor": replace(made.streams["cursor"], values=made.streams["cursor"].values + 2)}
+    )
+    with pytest.raises(KineflowError, match=r"the cursor is \d .. \d, its clip has 4 frames"):
+        reader(stored(tmp_path, [beyond]), [0], Goals(SPECS, GoalWindows(cursor="cursor")))
+
+
+def test_goals_are_no_part_of_a_store_s_schema(tmp_path: Path) -> None:
+    plain = EpisodeStore.create(tmp_path / "plain.eps", OFFERED)
+    told = EpisodeStore.create(tmp_path / "told.eps", replace(OFFERED, goals=SPECS))
+    assert told.fingerprint() == plain.fingerprint()
+    assert EpisodeStore.open(told.path).interface.goals == {}
