@@ -283,7 +283,9 @@ def building(generator: np.random.Generator, colour: Rgb | None) -> Piece:
     depth, width, height = generator.uniform(3.0, 5.0), generator.uniform(4.0, 8.0), generator.uniform(3.0, 7.0)
     rgb = colour or (0.85, 0.80, 0.74)
     blocks = (
-        box("body", 0, 0, 0, depth, width, height, rgb, "facade"),
+        box("body", 0, 0, 0, depth, width - 0.02, height, rgb, "facade"),
+        # Windows are upright on the two sides that a box's texture faces: the other two belong to a second box.
+        replace(box("sides", 0, 0, 0, depth - 0.02, width, height, rgb, "facade"), facing="y"),
         box("roof", 0, 0, height, depth + 0.4, width + 0.4, 0.25, (0.40, 0.33, 0.30)),
         box("base", 0, 0, 0, depth + 0.06, width + 0.06, 0.4, (0.5, 0.49, 0.47), "concrete"),
     )

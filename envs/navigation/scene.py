@@ -119,12 +119,12 @@ def _add_lights(spec: Any, world: World, drawn: Randomisation) -> None:
 
 
 class _Looks:
-    """Textures and materials, each made when it is first asked for; a texture's picture depends on its name and the seed alone."""
+    """Textures and materials, each made when it is first asked for; pictures follow from name and seed alone."""
 
     def __init__(self, spec: Any, world: World, drawn: Randomisation) -> None:
         self._spec = spec
         self._seed = world.config.seed if drawn.texture_seed is None else drawn.texture_seed
-        self._made: dict[tuple[str, float], str] = {}
+        self._made: dict[tuple[str, float, bool], str] = {}
         if world.ceiling_m is None:
             self._add_texture("sky", mujoco.mjtTexture.mjTEXTURE_SKYBOX, draw_sky(self.generator("sky")))
             spec.texture("sky").height = 6 * SIZE
@@ -132,25 +132,26 @@ class _Looks:
     def generator(self, surface: str) -> np.random.Generator:
         return np.random.default_rng([self._seed, *surface.encode()])
 
-    def material(self, surface: str, glow: float) -> str:
-        key = (surface, glow)
+    def material(self, surface: str, glow: float, is_round: bool = False) -> str:
+        key = (surface, glow, is_round)
         if key not in self._made:
-            name = f"{surface}_{glow:g}"
-            if not any(made == surface for made, _ in self._made):
+            name = f"{surface}_{glow:g}{'_round' * is_round}"
+            if not any(made[0] == surface for made in self._made):
                 self._add_texture(surface, mujoco.mjtTexture.mjTEXTURE_2D, draw_texture(surface, self.generator(surface)))
             material = self._spec.add_material(name=name, emission=glow, specular=0.0, shininess=0.0, reflectance=0.0)
             textures = [""] * mujoco.mjtTextureRole.mjNTEXROLE
             textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = surface
             material.textures = textures
             metres = metres_per_repeat(surface)
-            material.texuniform = metres > 0
+            # Around a round thing only whole repeats meet without a seam.
+            material.texuniform = metres > 0 and not is_round
             # MuJoCo repeats a uniform texture once per 2 / texrepeat metres.
-            material.texrepeat = [2.0 / metres] * 2 if metres > 0 else [1.0, 1.0]
+            material.texrepeat = [3.0, 2.0] if is_round else [2.0 / metres] * 2 if metres > 0 else [1.0, 1.0]
             self._made[key] = name
         return self._made[key]
 
     def plain(self, glow: float) -> str:
-        key = ("", glow)
+        key = ("", glow, False)
         if key not in self._made:
             self._made[key] = f"plain_{glow:g}"
             self._spec.add_material(name=self._made[key], emission=glow, specular=0.0, shininess=0.0, reflectance=0.0)
@@ -183,7 +184,7 @@ def _add_block(body: Any, block: Block, looks: _Looks, at: tuple[float, float, f
         quat=quat,
         size=half,
         rgba=[*block.rgb, 1.0],
-        material=looks.material(block.surface, block.glow) if block.surface else looks.plain(block.glow),
+        material=looks.material(block.surface, block.glow, block.shape != "box") if block.surface else looks.plain(block.glow),
         contype=int(block.solid),
         conaffinity=int(block.solid),
     )

@@ -6,6 +6,7 @@ up OpenGL's functions once per process: whichever of EGL and OSMesa comes first 
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from kineflow.contracts import KineflowError
+from kineflow.envs.navigation.rendering.camera import Culling, camera_id
 
 PACKAGES = {"egl": "libegl1 libgl1-mesa-dri libopengl0", "osmesa": "libosmesa6"}
 FLAGS_OFF = (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_HAZE)
@@ -40,6 +42,7 @@ class GlRenderer:
         for flag in FLAGS_OFF:
             self._scene.flags[flag] = 0
         self._option = _geoms_only()
+        self._culling = Culling(model, width, height)
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._context.make_current()
@@ -79,8 +82,8 @@ class GlRenderer:
             self._resources = None
 
     def __del__(self) -> None:
-        # At exit the context may be gone before the renderer; what it held goes with the process.
-        if getattr(self, "_resources", None) is not None and threading.current_thread() is threading.main_thread():
+        # At exit the context goes before the renderer; what it held goes with the process.
+        if getattr(self, "_resources", None) is not None and getattr(_contexts, "context", None) is self._context:
             self.close()
 
     def _draw(self, data: Any, camera: str) -> None:
@@ -88,7 +91,9 @@ class GlRenderer:
             raise KineflowError("this renderer is closed; open another with open_renderer")
         self._camera.fixedcamid = camera_id(self._model, camera)
         self._context.make_current()
-        mujoco.mjv_updateScene(self._model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene)
+        with self._culling.hiding(self._culling.outside(data, self._camera.fixedcamid)[0]):
+            every = mujoco.mjtCatBit.mjCAT_ALL.value
+            mujoco.mjv_updateScene(self._model, data, self._option, None, self._camera, every, self._scene)
         mujoco.mjr_render(self._rect, self._scene, self._resources)
 
     def _metres(self, buffer: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
@@ -107,18 +112,6 @@ class GlRenderer:
             if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and geom.segid >= 0:
                 ids[geom.segid + 1] = geom.objid
         return ids[np.minimum(packed, self._scene.ngeom)]
-
-
-def camera_id(model: Any, camera: str) -> int:
-    """Id of a camera by name.
-
-    Raises:
-        KineflowError: the model has none of that name.
-    """
-    number = int(mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera))
-    if number < 0:
-        raise KineflowError(f"the model has no camera '{camera}'; it has {[model.camera(i).name for i in range(model.ncam)]}")
-    return number
 
 
 def _geoms_only() -> Any:
@@ -150,6 +143,15 @@ def _context(backend: str) -> Any:
                 f"the rendering backend '{backend}' cannot be used here ({type(error).__name__}: {error}); install it with "
                 f"`apt-get install --no-install-recommends {PACKAGES[backend]}`, or use 'ray', which needs nothing"
             ) from error
+        # OSMesa's context complains on stderr when the interpreter destroys it; freed before, it is silent.
+        atexit.register(_free_context)
         _process_backend[:] = [backend]
         _contexts.context = context
     return _contexts.context
+
+
+def _free_context() -> None:
+    context = getattr(_contexts, "context", None)
+    if context is not None:
+        _contexts.context = None
+        context.free()
