@@ -23,7 +23,7 @@ from kineflow.policies.predictions import Prediction, network_input, to_denoised
 Chunk = Float[Tensor, "B H A"]
 Level = Float[Tensor, "B *per_action"]  # one noise level per row [B] or per action [B, H]
 Tokens = Float[Tensor, "B N D"]
-NullTokens = Float[Tensor, "1 N D"]  # what "no condition" looks like, the same for every row
+NullTokens = Float[Tensor, "#B M D"]  # what "no condition" looks like, in place of the last M tokens of each row
 
 
 @runtime_checkable

@@ -7,11 +7,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from kineflow.contracts import KineflowError
-from kineflow.policies.field import Chunk, Field, Guide, Level, Tokens
+from kineflow.policies.field import Chunk, Field, Guide, Level, NullTokens, Tokens
 from kineflow.policies.paths import over
 
 
@@ -19,6 +18,12 @@ def in_order(*guides: Guide | None) -> Guide | None:
     """One Guide that applies these, the last nearest to the solver (constraints belong there); None entries are left out."""
     given = [guide for guide in guides if guide]
     return (lambda field: functools.reduce(lambda inner, guide: guide(inner), given, field)) if given else None
+
+
+def hidden(condition: Tokens, null: NullTokens) -> Tokens:
+    """`condition` with its last tokens replaced by `null`. Where `null` has fewer, those at the front stay: which robot it is."""
+    kept = condition[:, : condition.shape[1] - null.shape[1]]
+    return torch.cat([kept, null.to(condition).expand(len(condition), -1, -1)], dim=1)
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class ClassifierFreeGuidance:
     """
 
     field: Field
-    null_condition: Float[Tensor, "#B N D"]  # what "no condition" looked like in training
+    null_condition: NullTokens  # what "no condition" looked like in training
     scale: float
     interval: tuple[float, float] = (-math.inf, math.inf)  # of lambda: noise ... data
 
@@ -43,7 +48,7 @@ class ClassifierFreeGuidance:
         inside = (lam >= self.interval[0]) & (lam <= self.interval[1])
         if self.scale == 1 or not inside.any():
             return self.field(x, lam, condition)
-        null = self.null_condition.to(condition).expand_as(condition)
+        null = hidden(condition, self.null_condition)
         if self.scale == 0 and inside.all():
             return self.field(x, lam, null)
         answers = self.field(torch.cat([x, x]), torch.cat([lam, lam]), torch.cat([condition, null]))
@@ -79,7 +84,7 @@ class OneTimeGuidance:
         network.predict(observation, request, guide=lambda units: OneTimeGuidance(network.null_condition, 2.0))
     """
 
-    null_condition: Float[Tensor, "#B N D"]
+    null_condition: NullTokens
     scale: float
     below: float = 0.0
 
@@ -100,7 +105,7 @@ class _RememberedNegative:
         if condition is None:
             raise KineflowError(f"guidance at scale {self.scale:g} needs a condition, got None; pass tokens or leave it out")
         if self.negative is None:
-            null = self.null_condition.to(condition).expand_as(condition)
+            null = hidden(condition, self.null_condition)
             both = self.field(torch.cat([x, x]), torch.cat([lam, lam]), torch.cat([condition, null]))
             positive, self.negative = both.chunk(2)
         else:

@@ -23,7 +23,8 @@ from kineflow.contracts import (
     SamplingRequest,
 )
 from kineflow.policies.field import Guide, SampleOptions, Tokens
-from kineflow.policies.guidance import in_order
+from kineflow.policies.guidance import hidden, in_order
+from kineflow.policies.heads.flow_dit import FlowDiTHead
 from kineflow.policies.mix_flow import MixFlow
 from kineflow.policies.normaliser import ActionUnits, Normaliser
 from kineflow.policies.objectives import MIP, FlowMap, Regression
@@ -39,6 +40,7 @@ from kineflow.policies.policy_statistics import (
 from kineflow.policies.privileged import Probe
 from kineflow.policies.real_time_chunking import continue_prefix
 from kineflow.policies.samplers import RowNoise
+from kineflow.policies.stop import StopHead
 
 PhysicalGuide: TypeAlias = Callable[[ActionUnits], Guide]  # costs, constraints and rewards are written in physical units
 
@@ -52,6 +54,7 @@ class TrainingBatch:
     weight: Float[Tensor, "B H"]
     privileged: Float[Tensor, "B F"] | None = None  # geometry of the privileged features
     earlier: Earlier | None = None  # for methods that learn from the previous chunk
+    done: Float[Tensor, "B"] | None = None  # 1 where the task is done at the last observed step
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,11 @@ class PolicyNetwork(nn.Module):
         self.head = config.head.build(horizons.prediction, self.action_dim, self.encoder.token_shape, **jumps)
         seen = statistics.get("privileged_state")
         self.probe = Probe(self.encoder.token_shape, seen) if config.privileged and seen else None
-        self.null_condition = (
-            nn.Parameter(torch.zeros(1, *self.encoder.token_shape)) if config.objective.condition_dropout > 0 else None
-        )
+        kept, similarity = (getattr(self.encoder, name, None) for name in ("kept_tokens", "similarity"))  # not every encoder's
+        done_share = required(statistics, config.stop).mean[0] if config.stop else 0.0
+        self.stop = StopHead(config.stop_head, self.encoder.token_shape, done_share, similarity) if config.stop else None
+        null = torch.zeros(1, self.encoder.token_shape[0] - (kept or 0), self.encoder.token_shape[1])
+        self.null_condition = nn.Parameter(null) if config.objective.condition_dropout > 0 else None
 
     action_offset: Tensor
     action_scale: Tensor
@@ -97,7 +102,9 @@ class PolicyNetwork(nn.Module):
         chunk = self.units(batch.observed).normalise(batch.action)
         repeated = [v.repeat(noise_samples, *(1,) * (v.ndim - 1)) for v in (chunk, condition, batch.weight)]
         loss = self.config.objective.loss(self.head, repeated[0], repeated[1], generator, repeated[2]).mean()
-        return loss if self.probe is None or batch.privileged is None else loss + self.probe(encoded, batch.privileged).mean()
+        if self.probe is not None and batch.privileged is not None:
+            loss = loss + self.probe(encoded, batch.privileged).mean()
+        return loss if self.stop is None or batch.done is None else loss + self.stop.loss(encoded, batch.done).mean()
 
     @torch.no_grad()
     def encode(self, observation: Observation) -> Encoded:
@@ -120,9 +127,12 @@ class PolicyNetwork(nn.Module):
         noise = RowNoise(request.seeds, (self.config.horizons.prediction, self.action_dim), device=self.action_scale.device)
         guides = [self._continue(request, encoded.units), guide(encoded.units) if guide else None]
         options = SampleOptions(self.null_condition, request.steps, request.guidance_scale, in_order(*guides))
-        chunk = self.config.objective.sample(self.head, noise, encoded.condition, options)
-        actions = encoded.units.restore(chunk).float().cpu().numpy()
-        return ActionChunk(actions, 1 / self.interface.action.rate_hz, np.asarray(observation.stamp_s)[..., -1])
+        head = self.head.fixed(encoded.condition) if isinstance(self.head, FlowDiTHead) else self.head
+        chunk = self.config.objective.sample(head, noise, encoded.condition, options)
+        actions, stop = encoded.units.restore(chunk).float().cpu().numpy(), None
+        if self.stop is not None:
+            stop = torch.sigmoid(self.stop(encoded.condition)).float().cpu().numpy()
+        return ActionChunk(actions, 1 / self.interface.action.rate_hz, np.asarray(observation.stamp_s)[..., -1], stop)
 
     def _continue(self, request: SamplingRequest, units: ActionUnits) -> Guide | None:
         """Real-Time Chunking, where the request brings actions of the previous chunk."""
@@ -140,7 +150,6 @@ class PolicyNetwork(nn.Module):
     def _hide(self, condition: Tokens, generator: torch.Generator) -> Tokens:
         if self.null_condition is None:
             return condition
-        hidden = (
-            torch.rand(len(condition), generator=generator, device=condition.device) < self.config.objective.condition_dropout
-        )
-        return torch.where(hidden[:, None, None], self.null_condition, condition)
+        drawn = torch.rand(len(condition), generator=generator, device=condition.device)
+        share = self.config.objective.condition_dropout
+        return torch.where((drawn < share)[:, None, None], hidden(condition, self.null_condition), condition)

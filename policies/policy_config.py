@@ -10,11 +10,13 @@ import numpy as np
 from jaxtyping import Float
 
 from kineflow.contracts import FeatureStatistics, GoalSpec, Horizons, Interface, KineflowError
+from kineflow.policies.encoders.goal import GoalVision
 from kineflow.policies.encoders.state import State
 from kineflow.policies.encoders.vision import Vision
 from kineflow.policies.heads.arc import Arc
 from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.flag_dit import FlagDiT
+from kineflow.policies.heads.flow_dit import FlowDiT
 from kineflow.policies.heads.guessing import Guessing
 from kineflow.policies.heads.mlp import MLP
 from kineflow.policies.heads.unet import UNet
@@ -22,9 +24,10 @@ from kineflow.policies.mix_flow import MixFlow
 from kineflow.policies.normaliser import Scaling
 from kineflow.policies.objectives import MIP, Diffusion, FlowMap, FlowMatching, Regression
 from kineflow.policies.policy_statistics import origin_dimensions, state_spec, training_statistics
+from kineflow.policies.stop import Stop
 
-HeadConfig: TypeAlias = MLP | DiT | UNet | FlagDiT | Arc | Guessing
-EncoderConfig: TypeAlias = State | Vision
+HeadConfig: TypeAlias = MLP | DiT | UNet | FlagDiT | FlowDiT | Arc | Guessing
+EncoderConfig: TypeAlias = State | Vision | GoalVision
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class PolicyConfig:
     cameras: tuple[str, ...] = ()
     goals: Mapping[str, GoalSpec] = field(default_factory=dict)  # ways to say what to reach, for an encoder of goals
     stop: str = ""  # feature [1] that supervises a stop head: 1 where the task is done
+    stop_head: Stop = field(default_factory=Stop)  # used where `stop` names a feature
     privileged: tuple[str, ...] = ()  # features that supervise a Vision encoder in training, absent when it acts
     # Names of the state dimensions that the action dimensions are measured from, at the last observed step; empty: absolute.
     relative_to: tuple[str, ...] = ()
@@ -49,6 +53,13 @@ class PolicyConfig:
             raise KineflowError(
                 f"head {type(self.head).__name__} with objective {type(self.objective).__name__}: a Guessing head and MixFlow "
                 "need each other; take both (`kineflow distill RUN --method mixflow`) or neither"
+            )
+        bodies = len(self.encoder.embodiments) if isinstance(self.encoder, GoalVision) else 0
+        inner = self.head.head if isinstance(self.head, Arc | Guessing) else self.head
+        if isinstance(inner, FlowDiT) and inner.embodiments not in (1, bodies):
+            raise KineflowError(
+                f"FlowDiT.embodiments is {inner.embodiments}, but the encoder tells {bodies} apart (GoalVision.embodiments); "
+                "give both the same, or 1"
             )
         if self.goals and isinstance(self.encoder, State | Vision):
             raise KineflowError(

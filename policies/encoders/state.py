@@ -66,7 +66,7 @@ class StateFeatures:
 
     def __init__(self, config: State, spec: VectorSpec, observation_horizon: int) -> None:
         self.horizon = observation_horizon
-        self.is_angle = torch.tensor([unit == "rad" for unit in spec.units])
+        self.is_angle = torch.tensor([unit == "rad" for unit in spec.units], dtype=torch.bool)
         where = {name: i for i, name in enumerate(spec.names)}
         named = [n for b in config.bodies for n in (b.x, b.y, b.angle)] + [n for o in config.observers for n in o]
         if unknown := [n for n in named if n not in where]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kineflow.contracts import KineflowError
 from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.flag_dit import FlagDiT
+from kineflow.policies.heads.flow_dit import FlowDiT
 from kineflow.policies.heads.mlp import MLP
 from kineflow.policies.heads.unet import UNet
 from kineflow.policies.paths import over
@@ -33,7 +34,7 @@ SERIES_BELOW = 1e-2  # of |z| in phi; the first term left out is z^5 / 720
 class Arc:
     """`modes` exponential modes per action on top of `head`, whose inputs and outputs are widened for them."""
 
-    head: MLP | DiT | UNet | FlagDiT
+    head: MLP | DiT | UNet | FlagDiT | FlowDiT
     modes: int = 4
 
     def __post_init__(self) -> None:

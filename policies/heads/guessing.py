@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.flag_dit import FlagDiT
+from kineflow.policies.heads.flow_dit import FlowDiT
 from kineflow.policies.heads.mlp import MLP
 from kineflow.policies.heads.unet import UNet
 from kineflow.policies.mix_flow import Guess, GuessFromChunk
@@ -18,7 +19,7 @@ from kineflow.policies.mix_flow import Guess, GuessFromChunk
 class Guessing:
     """`head` beside a small MLP of `source_width` that makes a guess of the previous chunk."""
 
-    head: MLP | DiT | UNet | FlagDiT = field(default_factory=MLP)
+    head: MLP | DiT | UNet | FlagDiT | FlowDiT = field(default_factory=MLP)
     source_width: int = 128
 
     def build(self, horizon: int, action_dim: int, condition_shape: tuple[int, int]) -> GuessingHead:

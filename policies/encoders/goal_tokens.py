@@ -1,0 +1,146 @@
+"""The parts of a GoalVision encoder: features to tokens, pooling over time, comparison of pictures, of picture and words."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Cells = Float[Tensor, "B L P F"]  # features of P parts of each of L frames
+
+
+class FrameTokens(nn.Module):
+    """Features `[B, L, P, D + C]`, the flow's C after the frame's D, to tokens `[B, L, P, W]` that know their place and time.
+
+    The frame's features are normalised, whatever backbone they are of; the flow's are not: there size is the message.
+    """
+
+    def __init__(self, dim: int, flow: int, cells: int, width: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.look = nn.Linear(dim, width)
+        self.motion = nn.Linear(flow, width, bias=False) if flow else None
+        self.place = nn.Parameter(0.02 * torch.randn(cells, width))
+        self.time = nn.Linear(2 * WAVES, width, bias=False)
+
+    def forward(self, features: Cells, offsets_s: Float[Tensor, "L"]) -> Float[Tensor, "B L P W"]:
+        look, motion = features[..., : self.dim], features[..., self.dim :]
+        tokens: Tensor = self.look(F.rms_norm(look, (self.dim,))) + self.place + self.time(as_waves(offsets_s))[:, None]
+        return tokens if self.motion is None else tokens + self.motion(motion)
+
+
+WAVES = 8
+
+
+def as_waves(offsets_s: Float[Tensor, "L"]) -> Float[Tensor, "L waves"]:
+    """Times relative to now as sines and cosines with periods from 0.5 s to 64 s."""
+    periods = 0.5 * 2.0 ** torch.arange(WAVES, device=offsets_s.device)
+    angles = 2 * math.pi * offsets_s[:, None] / periods
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class TemporalPooling(nn.Module):
+    """Attention of learned queries over all parts of all frames: `[B, M, W]` to `[B, queries, W]`."""
+
+    def __init__(self, width: int, heads: int, queries: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.queries = nn.Parameter(torch.randn(queries, width))
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, tokens: Float[Tensor, "B M W"]) -> Float[Tensor, "B Q W"]:
+        key, value = (_split(part, self.heads) for part in self.key_value(F.rms_norm(tokens, tokens.shape[-1:])).chunk(2, dim=-1))
+        query = _split(self.queries.to(key.dtype).expand(len(tokens), -1, -1), self.heads)
+        seen = F.scaled_dot_product_attention(query, key, value)
+        return self.out(seen.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class Comparison(nn.Module):
+    """What a visual servo needs: each goal frame beside the live one, one token per goal frame `[B, G, W]`.
+
+    The cosine of each part of one with each part of the other says where things went, whatever they are; what both look like
+    says what they are.
+    """
+
+    def __init__(self, dim: int, cells: int, matching: int, width: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.look = nn.Linear(dim, matching)
+        self.inputs = nn.Linear(cells * cells + 2 * cells * matching, width)
+        self.outputs = nn.Linear(width, width)
+        self.time = nn.Linear(2 * WAVES, width, bias=False)
+
+    def forward(self, live: Float[Tensor, "B P F"], goal: Cells, offsets_s: Float[Tensor, "G"]) -> Float[Tensor, "B G W"]:
+        here, there = (F.normalize(self.look(F.rms_norm(x[..., : self.dim], (self.dim,))), dim=-1) for x in (live, goal))
+        cosines = torch.einsum("bpc,bgqc->bgpq", here, there)
+        # Unit vectors of c numbers, each about 1 / sqrt(c): brought to the size of the cosines.
+        looks = math.sqrt(here.shape[-1]) * torch.stack([here[:, None].expand_as(there), there], dim=2)
+        hidden = self.inputs(torch.cat([cosines.flatten(2), looks.flatten(2)], dim=-1))
+        return self.outputs(F.silu(hidden + self.time(as_waves(offsets_s))))  # type: ignore[no-any-return]
+
+
+class Similarity(nn.Module):
+    """How the live picture resembles the words, one token `[B, 1, W]`: its first `channels` are plain cosines.
+
+    Those of the best and of the average part, in a space that is learned; with `joint`, whose encoders share a space (CLIP),
+    that of the whole picture there. The other channels say where in the picture.
+    """
+
+    def __init__(self, dim: int, words: int, cells: int, matching: int, width: int, joint: bool) -> None:
+        super().__init__()
+        self.dim, self.joint, self.channels = dim, joint, 3 if joint else 2
+        self.look = nn.Linear(dim, matching)
+        self.words = nn.Linear(words, matching)
+        self.where = nn.Linear(cells, width - self.channels)
+
+    def forward(
+        self, live: Float[Tensor, "B P F"], words: Float[Tensor, "B V"], told: Float[Tensor, "B"]
+    ) -> Float[Tensor, "B 1 W"]:
+        """`told`: 1 where a row has words, else 0: then the token does not depend on them."""
+        look = live[..., : self.dim]
+        here = F.normalize(self.look(F.rms_norm(look, (self.dim,))), dim=-1)
+        cosines = told[:, None] * torch.einsum("bpc,bc->bp", here, F.normalize(self.words(_unit(words)), dim=-1))  # [B, P]
+        plain = [cosines.amax(dim=1), cosines.mean(dim=1)]
+        if self.joint:
+            plain.append(told * F.cosine_similarity(look.mean(dim=1), words, dim=-1))
+        where = self.where(math.sqrt(cosines.shape[1]) * cosines)
+        return torch.cat([torch.stack(plain, dim=-1), where], dim=-1)[:, None]
+
+
+class Mixing(nn.Module):
+    """Self-attention and MLP among the tokens, once per observation; the first `kept` are read but stay as they are.
+
+    The identity at initialisation.
+    """
+
+    def __init__(self, width: int, heads: int, kept: int) -> None:
+        super().__init__()
+        self.heads, self.kept = heads, kept
+        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
+        for last in (self.out, self.mlp[2]):
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, tokens: Float[Tensor, "B N W"]) -> Float[Tensor, "B N W"]:
+        kept, x = tokens[:, : self.kept], tokens[:, self.kept :]
+        normed = F.rms_norm(tokens, tokens.shape[-1:])
+        key, value = (_split(part, self.heads) for part in self.key_value(normed).chunk(2, dim=-1))
+        seen = F.scaled_dot_product_attention(_split(self.query(normed[:, self.kept :]), self.heads), key, value)
+        x = x + self.out(seen.transpose(1, 2).flatten(2))
+        return torch.cat([kept, x + self.mlp(F.rms_norm(x, x.shape[-1:]))], dim=1)
+
+
+def _unit(words: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+    """Of unit mean square; no words (all zeros) stay zeros."""
+    return F.rms_norm(words, words.shape[-1:], eps=1e-6)
+
+
+def _split(x: Float[Tensor, "B M W"], heads: int) -> Float[Tensor, "B K M E"]:
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
