@@ -129,8 +129,8 @@ def _context(backend: str) -> Any:
             "use that one, 'ray', or another process"
         )
     if getattr(_contexts, "context", None) is None:
-        # Software rasterisers start a thread per core; pictures of 96 pixels are faster, and other workers better off, with one.
-        os.environ.setdefault("LP_NUM_THREADS", "1")
+        # Software rasterisers start a thread per core. Pictures of 96 pixels are faster, and other workers better off, without.
+        os.environ.setdefault("LP_NUM_THREADS", "0")
         try:
             if backend == "egl":
                 from mujoco.egl import GLContext
