@@ -246,6 +246,8 @@ def _attach(spec: Any, embodiment: Attachable | None, drawn: Randomisation) -> N
     for name in ("integrator", "cone", "impratio", "iterations", "ls_iterations", "solver"):
         setattr(spec.option, name, getattr(child.option, name))
     spec.option.timestep = child.option.timestep if embodiment is None else embodiment.timestep_s
+    if embodiment is not None:
+        spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST  # what embodiments' controllers are tuned for
     spec.attach(child, prefix=PREFIX, frame=spec.worldbody.add_frame())
     camera = spec.camera(PREFIX + FRONT)
     camera.fovy = min(camera.fovy * drawn.fov_scale, 170.0)
