@@ -96,7 +96,8 @@ def test_wheels_roll_and_do_not_slip(robot: Robot) -> None:
     robot.start(0.0, 0.0, 0.0)
     joints = robot.data.joint("robot/left_wheel"), robot.data.joint("robot/right_wheel")
     for command in [(1.0, 0.0, 0.0, 1.5)] * 8 + [(-0.5, 0.0, 0.0, -1.5)] * 12 + [STOP] * 6:
-        vx, _, _, yaw_rate = drive(robot, command, 1)[0]
+        drive(robot, command, 1)
+        vx, _, _, yaw_rate = robot.motion()
         left, right = (float(joint.qvel[0]) * WHEEL_RADIUS_M for joint in joints)
         assert vx == pytest.approx((left + right) / 2, abs=0.03)
         assert yaw_rate == pytest.approx((right - left) / TRACK_M, abs=0.08)
