@@ -66,6 +66,8 @@ class FrameEncoder(_Encoder):
 
     def forward(self, frames: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N P D"]:
         """Features of frames of any size; they are resized as `preprocessing` says."""
+        if len(frames) == 0:  # which not every library can reshape
+            return torch.zeros(0, self.tokens, self.dim, device=frames.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.features(self.preprocessing(frames))
 
@@ -108,7 +110,7 @@ def pooled(cells: Float[Tensor, "N D H W"], grid: int) -> Float[Tensor, "N P D"]
 
 def pooled_tokens(tokens: Float[Tensor, "N L D"], side: int, grid: int) -> Float[Tensor, "N P D"]:
     """As `pooled`, of `side` x `side` tokens, row by row."""
-    return pooled(tokens.transpose(1, 2).reshape(len(tokens), -1, side, side), grid)
+    return pooled(tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], side, side), grid)
 
 
 def check_grid(grid: int, cells: int, what: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickletools
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def read_legacy_checkpoint(data: bytes, name: str) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _numbers(file: BinaryIO, dtype: np.dtype[Any]) -> np.ndarray:
+def _numbers(file: io.BytesIO, dtype: np.dtype[Any]) -> np.ndarray:
     count = int.from_bytes(file.read(8), "little")
     return np.frombuffer(file.read(count * dtype.itemsize), dtype, count)
 
@@ -70,10 +70,10 @@ def _array(call: tuple[Any, ...], storages: dict[str, np.ndarray]) -> np.ndarray
     if min((offset, *shape, *strides), default=0) < 0 or last >= len(values) > 0:
         raise ValueError(f"a tensor that ends at {last} in a storage of {len(values)}")
     steps = [stride * values.itemsize for stride in strides]
-    return np.ascontiguousarray(np.lib.stride_tricks.as_strided(values[offset:], shape, steps))
+    return np.array(np.lib.stride_tricks.as_strided(values[offset:], shape, steps), order="C")
 
 
-def _plain(file: BinaryIO) -> Any:
+def _plain(file: io.BytesIO) -> Any:
     """The next pickle as plain values: a global is (module, name), a call is (what, arguments)."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}

@@ -1,10 +1,9 @@
 """Camera frames to what a pretrained network was trained on: resize, crop, scale; as timm and open_clip do it, on whole batches.
 
 Those libraries resize with Pillow: antialiased, each of the two passes rounded to whole grey levels. PyTorch's resize of uint8
-does the same with coarser fixed-point weights: pixels differ from Pillow's by at most one grey level when a picture gets
-smaller and two when it gets larger, in under one pixel of a hundred (tests/policies/encoders/test_preprocessing.py). It exists
-on CPUs only; on other devices the resize is computed in float32 and rounded once, which differs by at most four grey levels
-on white noise, one on pictures.
+does the same with coarser fixed-point weights: pixels differ from Pillow's by at most two grey levels, in under one pixel of a
+hundred (tests/policies/encoders/test_preprocessing.py). It exists on CPUs only; on other devices the resize is computed in
+float32 and rounded once, which differs by one grey level on pictures (four on white noise).
 """
 
 from __future__ import annotations
