@@ -43,7 +43,9 @@ class Movers:
     def velocities(self) -> Float[np.ndarray, "M 2"]:
         """x, y velocity of each as long as nobody stands in the way, m/s."""
         places = [_place(p, t) for p, t in zip(self.plans, self._travelled)]
-        return np.array([[p.speed * math.cos(yaw), p.speed * math.sin(yaw)] for p, (_, _, yaw) in zip(self.plans, places)]).reshape(-1, 2)
+        return np.array(
+            [[p.speed * math.cos(yaw), p.speed * math.sin(yaw)] for p, (_, _, yaw) in zip(self.plans, places)]
+        ).reshape(-1, 2)
 
     def _is_blocked(self, number: int, plan: MoverPlan, robot: Sequence[float], robot_radius_m: float) -> bool:
         x, y, yaw = _place(plan, self._travelled[number])

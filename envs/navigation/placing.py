@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 
@@ -64,13 +65,12 @@ class Site:
         placed = self._fitting(piece, x, y, yaw, 0.02)
         if placed is None:
             return None
-        blocked = self._with(placed)
-        part = largest_part(~blocked)
-        for view in views:
+        part = largest_part(~self._with(piece, x, y, yaw))
+        for distance, view in itertools.product(_viewing_distances(piece), views):
             angle = yaw + view
-            distance = 0.5 * (abs(math.cos(view)) * piece.size[0] + abs(math.sin(view)) * piece.size[1]) + 0.85
-            stand_x, stand_y = x + math.cos(angle) * distance, y + math.sin(angle) * distance
-            if self._holds(part, stand_x, stand_y) and self._sees(stand_x, stand_y, x, y, distance):
+            reach = 0.5 * (abs(math.cos(view)) * piece.size[0] + abs(math.sin(view)) * piece.size[1]) + distance
+            stand_x, stand_y = x + math.cos(angle) * reach, y + math.sin(angle) * reach
+            if self._holds(part, stand_x, stand_y) and self._sees(stand_x, stand_y, x, y, reach):
                 self._settle(placed)
                 for share in (0.0, 0.35, 0.7):
                     self.keep_free(stand_x + share * (x - stand_x), stand_y + share * (y - stand_y), 0.45)
@@ -90,14 +90,13 @@ class Site:
         if not inside or (footprint & (self._filled | self._kept)).any():
             return None
         placed = piece.at(f"{piece.noun}{self._pieces}", x, y, yaw)
-        free = ~self._with(placed)
+        free = ~self._with(piece, x, y, yaw)
         return placed if largest_part(free).sum() >= (1 - LOST_SHARE) * free.sum() else None
 
-    def _with(self, placed: tuple[Block, ...]) -> np.ndarray:
+    def _with(self, piece: Piece, x: float, y: float, yaw: float) -> np.ndarray:
+        """What is blocked once the piece stands there, by its footprint."""
         blocked = self._blocked.copy()
-        for block in placed:
-            if _low(block):
-                self._mark(blocked, block, ROBOT_RADIUS_M)
+        self._mark(blocked, Block("", "box", (x, y, 1.0), (piece.size[0] / 2, piece.size[1] / 2, 1.0), yaw), ROBOT_RADIUS_M)
         return blocked
 
     def _settle(self, placed: tuple[Block, ...]) -> None:
@@ -118,6 +117,13 @@ class Site:
 
     def _mark(self, grid: np.ndarray, block: Block, inflate_m: float) -> None:
         mark(grid, block, self.bounds[:2], self.resolution_m, inflate_m)
+
+
+def _viewing_distances(piece: Piece) -> tuple[float, float]:
+    """Metres before the piece from where it is seen: well, and still."""
+    width = max(piece.size)
+    height = max(block.position[2] + block.half_size[2] for block in piece.blocks)
+    return max(1.3, 0.9 * width, 0.7 * height), max(0.85, 0.35 * width)
 
 
 def _low(block: Block) -> bool:

@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import mujoco
 import numpy as np
 
 from kineflow.contracts import KineflowError
+from kineflow.envs.navigation.embodiments.embodiment import GROUND, PREFIX, Embodiment, attach
 from kineflow.envs.navigation.randomise import Randomisation
 from kineflow.envs.navigation.shapes import Block, MoverPlan
-from kineflow.envs.navigation.textures import SIZE, draw_sky, draw_texture, metres_per_repeat
+from kineflow.envs.navigation.textures import draw_sky, draw_texture, metres_per_repeat
 from kineflow.envs.navigation.values import FRONT
 from kineflow.envs.navigation.world import World
 
-PREFIX = "robot/"
-FLOOR = "floor"
 SHAPES = {
     "box": mujoco.mjtGeom.mjGEOM_BOX,
     "cylinder": mujoco.mjtGeom.mjGEOM_CYLINDER,
     "ellipsoid": mujoco.mjtGeom.mjGEOM_ELLIPSOID,
 }
 OBSERVER_FOV_DEG = 75.0
-
-
-class Attachable(Protocol):
-    """What a scene needs of an embodiment."""
-
-    @property
-    def timestep_s(self) -> float: ...
-
-    def spec(self) -> Any:
-        """A stand-alone `mujoco.MjSpec` with a camera named "front"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +42,7 @@ class Scene:
     camera: str = PREFIX + FRONT
 
 
-def build_scene(world: World, embodiment: Attachable | None = None, randomisation: Randomisation | None = None) -> Scene:
+def build_scene(world: World, embodiment: Embodiment | None = None, randomisation: Randomisation | None = None) -> Scene:
     """Compile `world` with the embodiment attached under "robot/"; without one there is a weightless camera (a mocap body).
 
     Raises:
@@ -62,7 +51,7 @@ def build_scene(world: World, embodiment: Attachable | None = None, randomisatio
     drawn = randomisation or Randomisation.none()
     spec = mujoco.MjSpec()
     _set_options(spec)
-    _add_lights(spec, world, drawn)
+    add_lights(spec, world, drawn)
     looks = _Looks(spec, world, drawn)
     _add_floor(spec, world, drawn, looks)
     for block in world.blocks:
@@ -78,7 +67,7 @@ def build_scene(world: World, embodiment: Attachable | None = None, randomisatio
         randomisation=drawn,
         model=model,
         data=data,
-        floor_geom=model.geom(FLOOR).id,
+        floor_geom=model.geom(GROUND).id,
         goal_geoms={goal.name: tuple(model.geom(name).id for name in goal.blocks) for goal in world.goals},
         mover_bodies=tuple(model.body(mover.name).id for mover in world.movers),
     )
@@ -99,7 +88,7 @@ def _set_options(spec: Any) -> None:
     spec.compiler.degree = False
 
 
-def _add_lights(spec: Any, world: World, drawn: Randomisation) -> None:
+def add_lights(spec: Any, world: World, drawn: Randomisation) -> None:
     azimuth, elevation = drawn.light_azimuth_rad, drawn.light_elevation_rad
     sun = -np.array([math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)])
     tint = np.asarray(drawn.light_tint)
@@ -127,7 +116,6 @@ class _Looks:
         self._made: dict[tuple[str, float, bool], str] = {}
         if world.ceiling_m is None:
             self._add_texture("sky", mujoco.mjtTexture.mjTEXTURE_SKYBOX, draw_sky(self.generator("sky")))
-            spec.texture("sky").height = 6 * SIZE
 
     def generator(self, surface: str) -> np.random.Generator:
         return np.random.default_rng([self._seed, *surface.encode()])
@@ -166,7 +154,7 @@ def _add_floor(spec: Any, world: World, drawn: Randomisation, looks: _Looks) -> 
     x0, y0, x1, y1 = world.bounds
     beyond = 1.0 if world.ceiling_m else 70.0  # outdoors the ground goes on to where hills hide its end
     spec.worldbody.add_geom(
-        name=FLOOR,
+        name=GROUND,
         type=mujoco.mjtGeom.mjGEOM_PLANE,
         # The third number is the spacing of the drawn grid: a small one draws ten thousands of triangles.
         size=[(x1 - x0) / 2 + beyond, (y1 - y0) / 2 + beyond, 50.0],
@@ -239,22 +227,19 @@ def _add_mover(spec: Any, mover: MoverPlan, looks: _Looks) -> None:
         _add_block(body, part, looks)
 
 
-def _attach(spec: Any, embodiment: Attachable | None, drawn: Randomisation) -> None:
-    child = _observer() if embodiment is None else embodiment.spec()
-    if all(camera.name != FRONT for camera in child.cameras):
+def _attach(spec: Any, embodiment: Embodiment | None, drawn: Randomisation) -> None:
+    if embodiment is None:
+        spec.attach(_observer(), prefix=PREFIX, frame=spec.worldbody.add_frame())
+    else:
+        attach(spec, embodiment)
+    if all(camera.name != PREFIX + FRONT for camera in spec.cameras):
         raise KineflowError(f"the embodiment {embodiment!r} has no camera '{FRONT}'; add one to its spec")
-    for name in ("integrator", "cone", "impratio", "iterations", "ls_iterations", "solver"):
-        setattr(spec.option, name, getattr(child.option, name))
-    spec.option.timestep = child.option.timestep if embodiment is None else embodiment.timestep_s
-    if embodiment is not None:
-        spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST  # what embodiments' controllers are tuned for
-    spec.attach(child, prefix=PREFIX, frame=spec.worldbody.add_frame())
     camera = spec.camera(PREFIX + FRONT)
     camera.fovy = min(camera.fovy * drawn.fov_scale, 170.0)
-    _move_camera(camera, drawn)
+    move_camera(camera, drawn)
 
 
-def _move_camera(camera: Any, drawn: Randomisation) -> None:
+def move_camera(camera: Any, drawn: Randomisation) -> None:
     rotation = np.zeros(9)
     quat = np.asarray(camera.quat, dtype=np.float64)
     mujoco.mju_quat2Mat(rotation, quat)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,7 @@ from jaxtyping import Float, UInt8
 from kineflow.contracts import KineflowError
 
 SIZE = 128
+SKY_SIZE = 64
 Picture = Float[np.ndarray, "S S 3"]
 Maker = Callable[[np.random.Generator], Picture]
 
@@ -97,7 +99,7 @@ def _terrazzo(generator: np.random.Generator) -> Picture:
     chips = _noise(generator, 1.0)
     picture = _paint(_colour(generator, 0.6, 0.85, 0.08), 0.03 * _noise(generator, 0.5))
     for low, high in ((1.1, 9.0), (-9.0, -1.2)):
-        picture[(chips > low) & (chips < high)] = _colour(generator, 0.25, 0.7, 0.3)
+        picture[(chips > low) & (chips < high)] = _colour(generator, 0.25, 0.7, 0.15)
     return picture
 
 
@@ -107,10 +109,10 @@ def _concrete(generator: np.random.Generator) -> Picture:
 
 def _plaster(generator: np.random.Generator) -> Picture:
     y, _ = _grid()
-    picture = _paint(_colour(generator, 0.7, 0.95, 0.14), 0.03 * _noise(generator, 1.2), 0.02 * _noise(generator, 0.3))
+    picture = _paint(_colour(generator, 0.7, 0.95, 0.09), 0.03 * _noise(generator, 1.2), 0.02 * _noise(generator, 0.3))
     if generator.random() < 0.5:  # painted darker up to the waist, with a rail
         low = y > 0.62
-        picture[low] *= _colour(generator, 0.6, 0.85, 0.2)
+        picture[low] *= _colour(generator, 0.6, 0.85, 0.1)
         picture[(y > 0.60) & (y <= 0.63)] *= 0.55
     return picture
 
@@ -126,13 +128,13 @@ def _brick(generator: np.random.Generator) -> Picture:
 def _stripes(generator: np.random.Generator) -> Picture:
     _, x = _grid()
     bands = np.floor(x * 2 * int(generator.integers(3, 8))) % 2
-    return _paint(_colour(generator, 0.65, 0.9, 0.18), -generator.uniform(0.1, 0.3) * bands, 0.02 * _noise(generator, 0.5))
+    return _paint(_colour(generator, 0.65, 0.9, 0.12), -generator.uniform(0.1, 0.3) * bands, 0.02 * _noise(generator, 0.5))
 
 
 def _panels(generator: np.random.Generator) -> Picture:
     shade, joint = _cells(generator, 2, 4, 0.0, 0.05)
     return _paint(
-        _colour(generator, 0.55, 0.85, 0.15), shade, 0.05 * _noise(generator, 1.2, (12.0, 1.0)), -0.35 * (joint < 0.008)
+        _colour(generator, 0.55, 0.85, 0.12), shade, 0.05 * _noise(generator, 1.2, (12.0, 1.0)), -0.35 * (joint < 0.008)
     )
 
 
@@ -243,7 +245,7 @@ def _clothes(generator: np.random.Generator) -> Picture:
 FAMILIES: dict[str, tuple[Maker, ...]] = {
     "floor": (_planks, _planks, _tiles, _tiles, _carpet, _terrazzo),
     "wall": (_plaster, _plaster, _brick, _stripes, _panels, _concrete),
-    "ceiling": (_ceiling, _ceiling, _plaster),
+    "ceiling": (_ceiling, _ceiling, _concrete),
     "wood": (_wood,),
     "fabric": (_fabric,),
     "books": (_books,),
@@ -265,22 +267,32 @@ SCALES = {
 
 
 def draw_sky(generator: np.random.Generator) -> UInt8[np.ndarray, "6S S 3"]:
-    """A cube map [6 * S, S, 3] of a sky above hills; faces +x, -x, +y (zenith), -y (nadir), +z, -z of OpenGL."""
+    """A cube map [6 * S, S, 3] of clouds above hills; faces +x, -x, +y (zenith), -y (nadir), +z, -z of OpenGL."""
     top = np.array([0.36, 0.55, 0.86]) * generator.uniform(0.8, 1.15)
     rim = np.array([0.80, 0.86, 0.92]) * generator.uniform(0.85, 1.05)
-    land = _colour(generator, 0.3, 0.5, 0.15)
-    phases, heights = generator.uniform(0, 2 * np.pi, 8), generator.uniform(0.0, 0.045, 8)
-    tangents, faces = 2 * (np.mgrid[0:SIZE, 0:SIZE] + 0.5) / SIZE - 1, []
-    v, u = tangents
+    land = _colour(generator, 0.3, 0.5, 0.12)
+    azimuth, rise, over_x, over_y = _sky_directions()
+    share = np.maximum(rise, 0.0)[..., None] ** 0.6
+    picture = rim * (1 - share) + top * share
+    # Clouds lie on a plane above: sums of waves across it, which have no seams between faces.
+    waves = [(*generator.normal(0.0, 1.5 + k, 2), generator.uniform(0, 2 * np.pi)) for k in range(5)]
+    cloud = sum(np.sin(a * over_x + b * over_y + c) / (1 + 0.4 * k) for k, (a, b, c) in enumerate(waves))
+    cover = np.clip(np.asarray(cloud) - generator.uniform(0.2, 1.2), 0, 1) * np.clip(5 * rise, 0, 1)
+    picture += generator.uniform(0.1, 0.3) * cover[..., None]
+    hills = [(k, generator.uniform(0.0, 0.025), generator.uniform(0, 2 * np.pi)) for k in (1, 2, 3, 5, 8, 13)]
+    ridge = 0.02 + sum(height * (1 + np.sin(k * azimuth + phase)) for k, height, phase in hills)
+    picture[rise < ridge] = 0.6 * land + 0.4 * rim
+    picture[rise < ridge * 0.4] = land
+    return np.asarray(np.clip(picture * 255, 0, 255), dtype=np.uint8).reshape(6 * SKY_SIZE, SKY_SIZE, 3)
+
+
+@functools.cache
+def _sky_directions() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Per texel [6, S, S]: azimuth, sine of the elevation, and x, y where its direction meets the plane of clouds."""
+    v, u = 2 * (np.mgrid[0:SKY_SIZE, 0:SKY_SIZE] + 0.5) / SKY_SIZE - 1
     one = np.ones_like(u)
-    for x, y, z in ((one, -v, -u), (-one, -v, u), (u, one, v), (u, -one, -v), (u, -v, one), (-u, -v, -one)):
-        azimuth, rise = np.arctan2(z, x), y / np.sqrt(x * x + y * y + z * z)
-        share = np.clip(rise, 0, 1)[:, :, None] ** 0.6
-        picture = rim * (1 - share) + top * share
-        cloud = sum(np.sin((k + 2) * azimuth + p + 5 * rise * (k % 3 - 1)) for k, p in enumerate(phases[:6]))
-        picture += 0.10 * np.clip(np.asarray(cloud) - 1.5, 0, 1)[:, :, None] * np.clip(4 * rise, 0, 1)[:, :, None]
-        ridge = 0.02 + sum(h * (1 + np.sin((k + 1) * azimuth + p)) * 0.5 for k, (h, p) in enumerate(zip(heights, phases)))
-        picture[rise < ridge] = 0.6 * land + 0.4 * rim
-        picture[rise < ridge * 0.4] = land
-        faces.append(picture)
-    return np.asarray(np.clip(np.concatenate(faces) * 255, 0, 255), dtype=np.uint8)
+    faces = ((one, -v, -u), (-one, -v, u), (u, one, v), (u, -one, -v), (u, -v, one), (-u, -v, -one))
+    x, y, z = np.stack([np.stack(face) for face in faces], axis=1)
+    x, y, z = np.stack([x, y, z]) / np.sqrt(x * x + y * y + z * z)
+    high = np.maximum(y, 0.0) + 0.25
+    return np.arctan2(z, x), y, x / high, z / high

@@ -8,7 +8,7 @@ import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -85,9 +85,9 @@ class World:
         raise KineflowError(f"this world has no '{name}'; its goals are {[g.name for g in self.goals]}")
 
     def fingerprint(self) -> str:
-        """A digest of everything in the world: equal worlds, equal digests."""
+        """A digest of everything in the world, to the micrometre: equal worlds, equal digests, whatever the config says."""
         content = dataclasses.asdict(dataclasses.replace(self, config=WorldConfig()))
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(_rounded(content), sort_keys=True).encode()).hexdigest()
 
 
 def generate_world(config: WorldConfig) -> World:
@@ -101,6 +101,15 @@ def generate_world(config: WorldConfig) -> World:
         if len(world.goals) >= min(config.goals, 2) and _is_open(world):
             return world
     raise KineflowError(f"no connected world with goals found for {config}; lower its density or enlarge size_m")
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to 6 places: the last bits of a cosine differ between machines."""
+    if isinstance(value, float):
+        return round(value, 6) + 0.0  # -0.0 is 0.0
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _draw(config: WorldConfig, generator: np.random.Generator) -> World:

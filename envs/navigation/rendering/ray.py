@@ -326,7 +326,11 @@ def _sky_colour(sky: Float32[np.ndarray, "6 S S 3"] | None, rays: Float64[np.nda
     face = 2 * axis + is_back
     u = np.choose(face, [-z, z, x, x, x, -x]) / major
     v = np.choose(face, [-y, -y, z, -z, -y, -y]) / major
-    size = sky.shape[1]
-    column = np.clip((u + 1) * size / 2, 0, size - 1).astype(np.int64)
-    row = np.clip((v + 1) * size / 2, 0, size - 1).astype(np.int64)
-    return sky[face, row, column]
+    size: int = sky.shape[1]
+    # Between texels, not across the edges of a face.
+    column, row = (np.clip((w + 1) * size / 2 - 0.5, 0, size - 1) for w in (u, v))
+    left, above = np.minimum(column.astype(np.int64), size - 2), np.minimum(row.astype(np.int64), size - 2)
+    fx, fy = (column - left)[:, None].astype(np.float32), (row - above)[:, None].astype(np.float32)
+    top = sky[face, above, left] * (1 - fx) + sky[face, above, left + 1] * fx
+    bottom = sky[face, above + 1, left] * (1 - fx) + sky[face, above + 1, left + 1] * fx
+    return np.asarray(top * (1 - fy) + bottom * fy, np.float32)
