@@ -27,11 +27,12 @@ PICTURES = ("video", "image")
 
 @dataclass(frozen=True)
 class GoalWindows:
-    """Where goals come from, see the module: the camera whose frames are the clip of an episode that has no goal video, and
-    whose rate is that of all clips; and the feature [1] that holds the cursor ("": the step)."""
+    """Where goals come from, see the module: the camera whose frames are the clip of an episode that has no goal video, the
+    feature [1] that holds the cursor ("": the step), and the rate of all clips (0: that of the camera)."""
 
     camera: str = "front"
     cursor: str = ""
+    rate_hz: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class GoalReader:
         self._specs = specs
         told = [store.told(index) for index in episodes]
         self._instruction = [words for words, _ in told]
-        self._stride = {n: store.interface.cameras[how.camera].rate_hz / s.rate_hz for n, s in specs.items() if s.kind == "video"}
+        self._rate_hz = how.rate_hz or store.interface.cameras[how.camera].rate_hz
+        self._stride = {name: self._rate_hz / spec.rate_hz for name, spec in specs.items() if spec.kind == "video"}
         self._pictures: dict[str, _Pictures] = {}
         if any(spec.kind in PICTURES for spec in specs.values()):
             self._gather(store, episodes, [known for _, known in told], goals)
@@ -90,13 +92,14 @@ class GoalReader:
         clips, images, cursors = [], [], []
         recorded = low_dim_stream(store, how.cursor, {}).values if how.cursor else None
         for index, known in zip(episodes, told, strict=True):
-            own, rows = "video" not in known, slices(store.lengths)[index]
-            clip = (
-                store.frames(how.camera, index, 0, int(store.stream_lengths(how.camera)[index])) if own else known["video"].value
-            )
+            steps = np.arange(store.lengths[index])
+            if "video" not in known:
+                clip, cursor = self._own(store, index, how.camera, steps)
+            elif recorded is None:
+                clip, cursor = known["video"].value, steps
+            else:
+                clip, cursor = known["video"].value, np.rint(recorded[slices(store.lengths)[index], 0]).astype(np.int64)
             image = known["image"].value[None] if "image" in known else clip[-1:]
-            steps = np.arange(rows.stop - rows.start)
-            cursor = steps if own or recorded is None else np.rint(recorded[rows, 0]).astype(np.int64)
             if cursor.min() < 0 or cursor.max() >= len(clip):
                 raise KineflowError(
                     f"{store.path}, episode {index}: the cursor is {cursor.min()} .. {cursor.max()}, its clip has {len(clip)} "
@@ -110,6 +113,15 @@ class GoalReader:
         self._pictures = {"video": _Pictures(clips), "image": _Pictures(images)}
         lengths = np.array([len(cursor) for cursor in cursors])
         self._first, self._cursor = np.cumsum(lengths) - lengths, np.concatenate(cursors)
+
+    def _own(self, store: EpisodeStore, index: int, camera: str, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The frames of `camera` as a clip, and at which of them each step is."""
+        frames = store.frames(camera, index, 0, int(store.stream_lengths(camera)[index]))
+        every = store.interface.cameras[camera].rate_hz / self._rate_hz
+        taken = np.unique(
+            np.append(np.rint(np.arange(0, len(frames) - 1, every)).astype(np.int64), len(frames) - 1)
+        )  # its end too
+        return frames[taken], np.minimum(np.floor(steps / every).astype(np.int64), len(taken) - 1)
 
     def _check(self, store: EpisodeStore, index: int, pictures: Mapping[str, np.ndarray]) -> None:
         for name, spec in self._specs.items():

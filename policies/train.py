@@ -185,12 +185,13 @@ class Trainer:
         window = self._augmented(loaded or reader.read(indices), augment)
         weight = ~window.action_is_pad if self.config.mask_padding else np.ones_like(window.action_is_pad)
         hidden, earlier = self._moved(window.state[..., len(self.network.state_statistics.mean) :]), None
+        hidden, done = (hidden[..., :-1], hidden[:, -1, -1]) if self.config.policy.stop else (hidden, None)
         known = self.data.privileged(hidden) if self.data.privileged else None
         if isinstance(self.config.distillation, PreviousChunk):  # mirrored where the windows themselves are
             before, gone = reader.earlier(indices, self.config.policy.horizons.execution)
             earlier = Earlier(self._seen(self._augmented(reader.read(before), augment)), self._moved(gone))
         action, counts = self._moved(window.action), self._moved(weight.astype(np.float32))
-        return TrainingBatch(self._seen(window), action, counts, known, earlier)
+        return TrainingBatch(self._seen(window), action, counts, known, earlier, done)
 
     def _augmented(self, window: Window, augment: bool) -> Window:
         if augment and self.config.symmetry:

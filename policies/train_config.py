@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from kineflow.datasets.resample import Resample
+from kineflow.datasets.window_goals import GoalWindows
 from kineflow.datasets.window_images import Images
 from kineflow.policies.augmentation import AffineSymmetry
 from kineflow.policies.distillation.methods import Distillation
@@ -23,6 +24,7 @@ class TrainConfig:
     store: Path = Path("runs/data/pusht.eps")
     resample: Mapping[str, Resample] = field(default_factory=dict)  # a rule for each stream with a clock of its own
     images: Images = field(default_factory=lambda: Images("auto"))  # where frames are read from; the result does not depend on it
+    goals: GoalWindows = field(default_factory=GoalWindows)  # where the goals in policy.goals come from
     data_threads: int = 1  # that read batches ahead; 0: the training thread reads each when it needs it
     steps: int = 10_000
     batch_size: int = 256

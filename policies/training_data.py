@@ -15,8 +15,10 @@ from kineflow.datasets.shuffle import PoolSampler
 from kineflow.datasets.window_sampler import WindowSampler
 from kineflow.datasets.window_streams import interface_of_windows
 from kineflow.datasets.windows import WindowReader
+from kineflow.policies.encoders.goal import GoalVision
 from kineflow.policies.encoders.state import StateFeatures
 from kineflow.policies.encoders.vision import Vision
+from kineflow.policies.encoders.window_features import Looker, encoded_cameras, encoded_goals
 from kineflow.policies.policy import PolicyConfig
 from kineflow.policies.policy_statistics import narrowed, state_spec, statistics_of
 from kineflow.policies.train_config import TrainConfig
@@ -42,18 +44,31 @@ class TrainingData:
         chosen, held_out = (
             split.tolist() for split in split_episodes(store.num_episodes, config.validation_fraction, config.seed)
         )
-        read = (*policy.features, *policy.privileged)
+        read = (*policy.features, *policy.privileged, *stop_feature(policy, store.interface))
+        looker = Looker.of(policy.encoder) if isinstance(policy.encoder, GoalVision) else None
+        goals = encoded_goals(store, policy.goals, config.goals, looker) if policy.goals else None
         training, validation = (
-            WindowReader(store, read, policy.horizons, split, policy.cameras, config.resample, config.images)
+            WindowReader(
+                store,
+                read,
+                policy.horizons,
+                split,
+                policy.cameras,
+                config.resample,
+                config.images,
+                encoded_cameras(store, policy.cameras, split, looker) if looker else None,
+                goals,
+            )
             for split in (chosen, held_out)
         )
         whole, raw = training.read(np.arange(len(training)), images=False), store.statistics(chosen)
-        kept = {name: raw[name] for name in (*policy.features, "action")}
+        kept = {name: raw[name] for name in (*policy.features, "action", *read[len(policy.features) + len(policy.privileged) :])}
         size = state_spec(interface, policy.features).size
         statistics = policy.statistics(interface, kept, whole.state[..., :size], whole.action)
         geometry = _privileged_geometry(policy, store.interface)
         if geometry:
-            known = geometry(torch.from_numpy(whole.state[..., size:]).double())
+            hidden = whole.state[..., size:-1] if policy.stop else whole.state[..., size:]
+            known = geometry(torch.from_numpy(hidden).double())
             statistics["privileged_state"] = statistics_of(known.numpy())
         return cls(training, validation, interface, statistics, store.fingerprint(), state_spec(store.interface, read), geometry)
 
@@ -71,6 +86,13 @@ class TrainingData:
             else WindowSampler(len(self.training), config.batch_size, config.seed)
         )
         return StreamLoader(self.training, sampler, config.data_threads)
+
+
+def stop_feature(policy: PolicyConfig, offered: Interface) -> tuple[str, ...]:
+    """The name of the feature that says when to stop, if any; windows read it last. ContractError when it is not one number."""
+    if policy.stop and state_spec(offered, (policy.stop,)).size != 1:
+        raise KineflowError(f"policy.stop names '{policy.stop}', which has more than one dimension; it must be 0 or 1")
+    return (policy.stop,) if policy.stop else ()
 
 
 def _privileged_geometry(policy: PolicyConfig, offered: Interface) -> StateFeatures | None:

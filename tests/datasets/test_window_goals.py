@@ -77,6 +77,17 @@ def test_windows_see_what_a_plain_loop_sees(
     assert goals.given["image"].all()
 
 
+def test_an_episode_that_is_its_own_clip_at_another_rate(tmp_path: Path) -> None:
+    made = sample_episode(0, length=8)
+    cursor = Stream(np.zeros((8, 1), np.float32), made.streams["action"].stamp_ns)
+    store, frames = stored(tmp_path, [replace(made, streams={**made.streams, "cursor": cursor})]), made.streams["front"].values
+    goals = reader(store, [0], Goals({"video": VIDEO}, GoalWindows(rate_hz=5.0))).read(np.arange(8)).goals  # camera: 10 Hz
+    assert goals is not None
+    clip = frames[[0, 2, 4, 6, 7]]  # every second frame, and how it ends
+    for step in range(8):
+        np.testing.assert_array_equal(goals.values["video"][step], clip[np.minimum(step // 2 + np.arange(3), 4)])
+
+
 def test_features_stand_for_pictures(tmp_path: Path) -> None:
     store = stored(tmp_path, [episode(0, clip=5), episode(1)])
 
