@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,9 +55,9 @@ def draw_floor_plan(generator: np.random.Generator, bounds: Rect) -> FloorPlan:
         corridors = 1
         for rect, at in (((x0, y0, x1, low), low), ((x0, low + width, x1, y1), low + width)):
             cuts = _cuts(generator, x0, x1)
-            doorways = tuple(_gap(generator, a, b) for a, b in zip(cuts, cuts[1:]))
+            doorways = tuple(_gap(generator, a, b) for a, b in itertools.pairwise(cuts))
             walls.append(Wall("x", at, x0, x1, doorways))
-            for a, b in zip(cuts, cuts[1:]):
+            for a, b in itertools.pairwise(cuts):
                 rooms.append((a, rect[1], b, rect[3]))
             for cut in cuts[1:-1]:
                 gaps = (_gap(generator, rect[1], rect[3]),) if generator.random() < 0.3 else ()
@@ -269,7 +270,7 @@ def _panel(
 ) -> Iterator[Block]:
     height = float(generator.uniform(0.9, 1.2) if is_window else generator.uniform(0.4, 0.9))
     z = 1.55 if is_window else float(generator.uniform(1.35, 1.65))
-    frame: Rgb = WHITE if is_window else [(0.16, 0.15, 0.14), (0.50, 0.38, 0.24), (0.82, 0.80, 0.76)][generator.integers(3)]  # type: ignore[assignment]
+    frame: Rgb = WHITE if is_window else [(0.16, 0.15, 0.14), (0.50, 0.38, 0.24), (0.82, 0.80, 0.76)][generator.integers(3)]
     surface = "window" if is_window else f"picture{generator.integers(4)}"
 
     def slab(part: str, out: float, half: tuple[float, float], rgb: Rgb, texture: str, glow: float) -> Block:

@@ -25,11 +25,11 @@ class FreeSpace:
     @cached_property
     def clearance(self) -> Float[np.ndarray, "R C"]:
         """Metres from each cell's centre to the nearest occupied cell, float32; 0 on obstacles."""
-        return (ndimage.distance_transform_edt(~self.occupied) * self.resolution_m).astype(np.float32)
+        return np.asarray(ndimage.distance_transform_edt(~self.occupied) * self.resolution_m, np.float32)
 
     def inflated(self, inflate_m: float) -> Bool[np.ndarray, "R C"]:
         """Occupied cells after growing every obstacle by `inflate_m`."""
-        return self.clearance <= inflate_m
+        return np.asarray(self.clearance <= inflate_m)
 
     def reachable(self, inflate_m: float) -> Bool[np.ndarray, "R C"]:
         """The largest connected (4-neighbour) part of what is free after growing obstacles by `inflate_m`."""
@@ -74,7 +74,7 @@ class FreeSpace:
 
     def _cells(self, points: Float[np.ndarray, "N 2"]) -> Int[np.ndarray, "N 2"]:
         cells = np.rint((points - np.asarray(self.origin)) / self.resolution_m).astype(np.int64)[:, ::-1]
-        return np.clip(cells, 0, np.asarray(self.occupied.shape) - 1)
+        return np.asarray(np.clip(cells, 0, np.asarray(self.occupied.shape) - 1))
 
 
 def largest_part(free: Bool[np.ndarray, "R C"]) -> Bool[np.ndarray, "R C"]:

@@ -77,8 +77,12 @@ def snapshot(model: Any, data: Any, camera: str) -> Snapshot:
 
 def ego_motion(before: Float[np.ndarray, "7"], after: Float[np.ndarray, "7"]) -> EgoMotion:
     """Motion from one pose (x y z qx qy qz qw) to another, seen from the first."""
-    first, second = _matrix(before[3:]), _matrix(after[3:])
-    return EgoMotion(first.T @ (np.asarray(after[:3]) - np.asarray(before[:3])), _rotation_vector(first.T @ second))
+    turned = _product(np.asarray(before[3:]) * np.array([-1.0, -1.0, -1.0, 1.0]), np.asarray(after[3:]))
+    length = float(np.linalg.norm(turned[:3]))
+    # The shorter way round; through atan2, which keeps its precision at nothing and at half a turn.
+    angle = 2 * math.atan2(length, abs(turned[3]))
+    axis = turned[:3] * (math.copysign(1.0, turned[3]) / length) if length > 0 else np.zeros(3)
+    return EgoMotion(_matrix(before[3:]).T @ (np.asarray(after[:3]) - np.asarray(before[:3])), angle * axis)
 
 
 def optical_flow(
@@ -183,16 +187,7 @@ def _matrix(quaternion: Float[np.ndarray, "4"]) -> Float[np.ndarray, "3 3"]:
     )
 
 
-def _rotation_vector(matrix: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3"]:
-    """Axis times angle (rad). Through the quaternion, which is well-conditioned at half a turn too."""
-    w = math.sqrt(max(1.0 + np.trace(matrix), 0.0)) / 2
-    xyz = np.sqrt(np.maximum(1.0 + 2.0 * np.diag(matrix) - np.trace(matrix), 0.0)) / 2
-    if w > 1e-6:
-        signs = np.array([matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]])
-        xyz = np.copysign(xyz, signs)
-    else:
-        largest = int(xyz.argmax())
-        xyz = xyz * np.where(matrix[largest] + matrix[:, largest] < 0, -1.0, 1.0)
-        xyz[largest] = abs(xyz[largest])
-    length = float(np.linalg.norm(xyz))
-    return np.zeros(3) if length < 1e-12 else np.asarray(xyz / length * 2 * math.atan2(length, w))
+def _product(p: Float[np.ndarray, "4"], q: Float[np.ndarray, "4"]) -> Float[np.ndarray, "4"]:
+    """Quaternions x y z w: first q, then p."""
+    vector = p[3] * q[:3] + q[3] * p[:3] + np.cross(p[:3], q[:3])
+    return np.append(vector, p[3] * q[3] - p[:3] @ q[:3])

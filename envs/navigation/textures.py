@@ -55,7 +55,7 @@ def _grid() -> tuple[Float[np.ndarray, "S S"], Float[np.ndarray, "S S"]]:
 
 
 def _paint(base: Float[np.ndarray, "3"], *fields: Float[np.ndarray, "S S"]) -> Picture:
-    return np.asarray(base * (1.0 + sum(fields))[:, :, None])
+    return np.asarray(base * (1.0 + np.sum(fields, axis=0))[:, :, None])
 
 
 def _cells(generator: np.random.Generator, rows: int, columns: int, shift: float, spread: float) -> tuple[np.ndarray, np.ndarray]:
@@ -182,7 +182,7 @@ def _art(generator: np.random.Generator) -> Picture:
 
 
 def _landscape(generator: np.random.Generator) -> Picture:
-    y, x = _grid()
+    y, _ = _grid()
     sky, land = _colour(generator, 0.6, 0.9, 0.2), _colour(generator, 0.3, 0.6, 0.3)
     picture = sky * (1.1 - 0.5 * y[:, :, None]) * np.ones((SIZE, SIZE, 1))
     for layer in range(3):

@@ -64,7 +64,7 @@ class World:
         return rasterise(self.blocks, self.bounds, 0.1)
 
     def occupancy(self, resolution_m: float = 0.1, inflate_m: float = 0.0) -> tuple[Bool[np.ndarray, "R C"], tuple[float, float]]:
-        """Occupied cells [rows along y, columns along x] with obstacles grown by `inflate_m`, and x, y of cell (0, 0)'s centre."""
+        """Occupied cells [rows along y, columns along x] grown by `inflate_m`, and x, y of the centre of cell (0, 0)."""
         space = self.free_space if resolution_m == 0.1 else rasterise(self.blocks, self.bounds, resolution_m)
         return space.inflated(inflate_m), space.origin
 

@@ -1,7 +1,7 @@
 """MuJoCo's OpenGL renderer without a window, by EGL or OSMesa, made for many small pictures on a CPU.
 
-The context is made explicitly, so the choice is free at run time and the variable MUJOCO_GL is not consulted. MuJoCo looks
-up OpenGL's functions once per process: whichever of EGL and OSMesa comes first stays.
+The context is made explicitly, so the choice is free at run time and MUJOCO_GL is not needed. MuJoCo and PyOpenGL look up
+OpenGL's functions once per process: whichever of EGL and OSMesa comes first stays (MUJOCO_GL=osmesa makes it OSMesa at import).
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ class GlRenderer:
         with self._culling.hiding(self._culling.outside(data, self._camera.fixedcamid)[0]):
             every = mujoco.mjtCatBit.mjCAT_ALL.value
             mujoco.mjv_updateScene(self._model, data, self._option, None, self._camera, every, self._scene)
+        # Renderers share a context: the last one's buffer is still bound.
+        mujoco.mjr_restoreBuffer(self._resources)
         mujoco.mjr_render(self._rect, self._scene, self._resources)
 
     def _metres(self, buffer: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
@@ -111,7 +113,7 @@ class GlRenderer:
         for geom in self._scene.geoms[: self._scene.ngeom]:
             if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and geom.segid >= 0:
                 ids[geom.segid + 1] = geom.objid
-        return ids[np.minimum(packed, self._scene.ngeom)]
+        return np.asarray(ids[np.minimum(packed, self._scene.ngeom)])
 
 
 def _geoms_only() -> Any:

@@ -77,14 +77,17 @@ class RayRenderer:
         if key not in self._rays:
             self._rays[key] = _pixel_rays(self.width, self.height, key[1])
         rays = np.ascontiguousarray(self._rays[key] @ data.cam_xmat[number].reshape(3, 3).T)
-        around = self._around.setdefault(number, set())
-        hits = self._meet(data, number, rays, around)
-        # A rasteriser drops faces seen from behind, so a camera inside its own housing looks out of it; rays must be told.
-        inside = np.einsum("ij,ij->i", hits.normals, rays) > 1e-9
-        if inside.any():
-            around.update(int(g) for g in np.unique(hits.geoms[inside & (hits.geoms >= 0)]))
+        around = set(self._around.setdefault(number, set()))
+        while True:
             hits = self._meet(data, number, rays, around)
-        return number, rays, hits
+            # A rasteriser drops faces seen from behind, so a camera inside its own housing looks out of it; rays must be told.
+            is_inner = (hits.geoms >= 0) & (np.einsum("ij,ij->i", hits.normals, rays) > 1e-9)
+            if not is_inner.any():
+                return number, rays, hits
+            around.update(np.unique(hits.geoms[is_inner]).tolist())
+            # What is fixed to the camera will surround it in the next picture too.
+            fixed = self._model.cam_bodyid[number]
+            self._around[number].update(g for g in around if self._model.geom_bodyid[g] == fixed)
 
     def _meet(self, data: Any, camera: int, rays: Float64[np.ndarray, "N 3"], around: set[int]) -> _Hits:
         model, count = self._model, len(rays)
