@@ -77,7 +77,7 @@ class Path:
         return float(self.along[first + int(gaps.argmin())])
 
 
-def straight(points: Sequence[Sequence[float]]) -> Path:
+def straight(points: Sequence[Sequence[float]] | Float[np.ndarray, "N 2"]) -> Path:
     """The path of straight lines through `points`, sampled."""
     corners = np.asarray(points, dtype=np.float64)[:, :2]
     lengths = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(corners, axis=0).T))])

@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from kineflow.contracts import KineflowError
 from kineflow.envs.navigation.embodiments.embodiment import Embodiment
-from kineflow.envs.navigation.ground_truth import Snapshot, body_pose, intrinsics, optical_flow, snapshot
+from kineflow.envs.navigation.ground_truth import Flow, Snapshot, body_pose, intrinsics, optical_flow, snapshot
 from kineflow.envs.navigation.movers import Movers
 from kineflow.envs.navigation.planner import Planner
 from kineflow.envs.navigation.randomise import Randomisation
@@ -68,9 +68,9 @@ class Stage:
     """
 
     def __init__(
-        self, world: World, embodiment: Embodiment, picture: Picture = Picture(), texture_seed: int | None = None
+        self, world: World, embodiment: Embodiment, picture: Picture | None = None, texture_seed: int | None = None
     ) -> None:
-        self.world, self.embodiment, self.picture_spec = world, embodiment, picture
+        self.world, self.embodiment, self.picture_spec = world, embodiment, picture or Picture()
         self.scene = build_scene(world, embodiment, Randomisation(texture_seed=texture_seed))
         self.robot = embodiment.bind(self.scene.model, self.scene.data)
         self.planner = Planner(world.free_space, embodiment.radius_m)
@@ -148,13 +148,12 @@ class Stage:
         return snapshot(model, data, self.scene.camera), *self._drawing().depth_and_segmentation(data, self.scene.camera)
 
     def flow_to(
-        self, earlier: tuple[Snapshot, Float32[np.ndarray, "H W"], np.ndarray], now: Snapshot
-    ) -> Float32[np.ndarray, "H W 2"]:
-        """Optical flow in pixels from the picture of `earlier` to the one of `now`."""
-        before, depth, segmentation = earlier
+        self, earlier: tuple[Snapshot, Float32[np.ndarray, "H W"], np.ndarray], now: Snapshot, depth: Float32[np.ndarray, "H W"]
+    ) -> Flow:
+        """Optical flow in pixels from the picture of `earlier` to the one of `now`, whose depth says what is hidden there."""
         spec = self.picture_spec
         k = intrinsics(self.scene.model, self.scene.camera, spec.width, spec.height)
-        return optical_flow(self.scene.model, k, before, now, depth, segmentation).pixels
+        return optical_flow(self.scene.model, k, earlier[0], now, earlier[1], earlier[2], depth)
 
     def close(self) -> None:
         """Free the renderer."""
