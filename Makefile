@@ -13,7 +13,7 @@ demo: setup
 	$(BIN)/kineflow demo --minutes $(DEMO_MINUTES)
 
 test: lint types
-	@bash .ci/system.sh rendering browser jpeg
+	@bash .ci/system.sh rendering browser jpeg egl osmesa
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
 
 check:
@@ -28,7 +28,7 @@ types: setup
 	@$(BIN)/mypy -p kineflow
 
 slow: setup
-	@bash .ci/system.sh rendering browser jpeg
+	@bash .ci/system.sh rendering browser jpeg egl osmesa
 	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 setup: $(STAMP)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the system packages that the named purposes need and that are missing. Usage: system.sh [rendering] [browser] [jpeg]
+# Installs the system packages that the named purposes need and that are missing. Usage: system.sh [rendering] [browser] [jpeg] [egl] [osmesa]
 set -uo pipefail
 python=$(dirname "$0")/../.venv/bin/python
 missing=() reasons=()
@@ -18,6 +18,14 @@ for purpose in "$@"; do
       ;;
     jpeg)
       has_library libturbojpeg.so.0 || need libturbojpeg0 "the compiled reader of frames decodes JPEG with it"
+      ;;
+    egl)
+      has_library libEGL.so.1 || need libegl1 "simulated cameras are drawn through EGL"
+      has_library libOpenGL.so.0 || need libopengl0 "EGL's OpenGL functions"
+      compgen -G "/usr/lib/*/dri/*_dri.so" >/dev/null || need libgl1-mesa-dri "the software rasteriser behind EGL"
+      ;;
+    osmesa)
+      has_library libOSMesa.so.8 || need libosmesa6 "the second way to draw simulated cameras, which the tests compare with the first"
       ;;
     *) echo "system.sh: unknown purpose '$purpose'" >&2; exit 2 ;;
   esac
