@@ -92,6 +92,7 @@ class Robot(ABC):
         ground = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, GROUND)
         if ground >= 0:
             self._kind[ground] = _GROUND
+        self._foreign = frozenset(np.flatnonzero(self._kind == _FOREIGN).tolist())
         self._joints = np.flatnonzero(own_body[model.jnt_bodyid])[1:]  # all but the free one
         self._dofs = np.flatnonzero(own_body[model.dof_bodyid])
         self._actuators = [i for i in range(model.nu) if model.actuator(i).name.startswith(prefix)]
@@ -214,6 +215,8 @@ class Robot(ABC):
 
     def _touching(self) -> list[int]:
         pairs = self.data.contact.geom
+        if self._foreign.isdisjoint(pairs.ravel().tolist()):  # nearly always, at a fifth of what follows
+            return []
         struck = pairs[self._kind[pairs].sum(axis=1) == _OWN + _FOREIGN]
         if not len(struck):
             return []
