@@ -9,6 +9,7 @@ from kineflow.contracts import KineflowError
 from kineflow.policies.heads.dit import DiT
 from kineflow.policies.heads.embedding import rotate
 from kineflow.policies.heads.flag_dit import FlagDiT
+from kineflow.policies.heads.flow_dit import FlowDiT
 from kineflow.policies.heads.mlp import MLP
 from kineflow.policies.heads.unet import UNet
 
@@ -19,6 +20,7 @@ HEADS = [
     DiT(width=32, depth=2, attention_heads=2, patch=4),
     MLP(width=64, depth=2),
     FlagDiT(width=32, depth=2, attention_heads=2),
+    FlowDiT(width=32, depth=2, attention_heads=2),
 ]
 
 
@@ -42,14 +44,14 @@ def inputs(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("config", HEADS, ids=lambda c: f"{type(c).__name__}")
 class TestHeads:
-    def test_time_per_action_equals_time_per_sample_when_constant(self, config: UNet | DiT | MLP | FlagDiT) -> None:
+    def test_time_per_action_equals_time_per_sample_when_constant(self, config: UNet | DiT | MLP | FlagDiT | FlowDiT) -> None:
         head = excited(config.build(H, A, (N, D)))
         x, t, condition = inputs()
         single, per_action = head(x, t, condition), head(x, t[:, None].expand(-1, H), condition)
         assert single.shape == (3, H, A)
         torch.testing.assert_close(single, per_action, rtol=1e-5, atol=1e-5)
 
-    def test_each_input_matters(self, config: UNet | DiT | MLP | FlagDiT) -> None:
+    def test_each_input_matters(self, config: UNet | DiT | MLP | FlagDiT | FlowDiT) -> None:
         head = excited(config.build(H, A, (N, D)))
         x, t, condition = inputs()
         base = head(x, t, condition)
@@ -57,7 +59,7 @@ class TestHeads:
         assert (head(x, 1 - t, condition) - base).abs().max() > 1e-3
         assert (head(x, t, condition + 1) - base).abs().max() > 1e-3
 
-    def test_one_action_time_changes_the_output(self, config: UNet | DiT | MLP | FlagDiT) -> None:
+    def test_one_action_time_changes_the_output(self, config: UNet | DiT | MLP | FlagDiT | FlowDiT) -> None:
         head = excited(config.build(H, A, (N, D)))
         x, t, condition = inputs()
         times = t[:, None].repeat(1, H)
@@ -65,13 +67,13 @@ class TestHeads:
         changed[:, 5] = (changed[:, 5] + 0.5) % 1
         assert (head(x, changed, condition) - head(x, times, condition)).abs().max() > 1e-4
 
-    def test_rows_are_independent(self, config: UNet | DiT | MLP | FlagDiT) -> None:
+    def test_rows_are_independent(self, config: UNet | DiT | MLP | FlagDiT | FlowDiT) -> None:
         head = excited(config.build(H, A, (N, D)))
         x, t, condition = inputs()
         alone = torch.cat([head(x[i : i + 1], t[i : i + 1], condition[i : i + 1]) for i in range(3)])
         torch.testing.assert_close(head(x, t, condition), alone, rtol=1e-5, atol=1e-5)
 
-    def test_every_parameter_learns(self, config: UNet | DiT | MLP | FlagDiT) -> None:
+    def test_every_parameter_learns(self, config: UNet | DiT | MLP | FlagDiT | FlowDiT) -> None:
         head = excited(config.build(H, A, (N, D)))
         head(*inputs()).square().sum().backward()
         silent = [name for name, p in head.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
@@ -80,7 +82,7 @@ class TestHeads:
 
 @pytest.mark.parametrize("config", HEADS, ids=lambda c: f"{type(c).__name__}")
 class TestTwoTimes:
-    def test_a_head_that_starts_from_a_one_time_head_is_that_head(self, config: UNet | DiT | MLP | FlagDiT) -> None:
+    def test_a_head_that_starts_from_a_one_time_head_is_that_head(self, config: UNet | DiT | MLP | FlagDiT | FlowDiT) -> None:
         one = excited(config.build(H, A, (N, D)))
         two = config.build(H, A, (N, D), two_times=True)
         missing, unexpected = two.load_state_dict(one.state_dict(), strict=False)
@@ -90,7 +92,7 @@ class TestTwoTimes:
         for end in (None, t, torch.ones_like(t)):
             torch.testing.assert_close(two(x, t, condition, end), one(x, t, condition), rtol=0, atol=0)
 
-    def test_a_trained_gap_matters_and_none_means_the_same_time(self, config: UNet | DiT | MLP | FlagDiT) -> None:
+    def test_a_trained_gap_matters_and_none_means_the_same_time(self, config: UNet | DiT | MLP | FlagDiT | FlowDiT) -> None:
         head = excited(config.build(H, A, (N, D), two_times=True))
         x, t, condition = inputs()
         torch.testing.assert_close(head(x, t, condition), head(x, t, condition, t), rtol=0, atol=0)
@@ -99,7 +101,7 @@ class TestTwoTimes:
         times = t[:, None].expand(-1, H)
         torch.testing.assert_close(single, head(x, times, condition, (times + 1) / 2), rtol=1e-5, atol=1e-5)
 
-    def test_ordinary_heads_are_unchanged_and_refuse_a_second_time(self, config: UNet | DiT | MLP | FlagDiT) -> None:
+    def test_ordinary_heads_are_unchanged_and_refuse_a_second_time(self, config: UNet | DiT | MLP | FlagDiT | FlowDiT) -> None:
         head = config.build(H, A, (N, D))
         assert not [name for name in head.state_dict() if "gap" in name]
         x, t, condition = inputs()
