@@ -93,6 +93,16 @@ def test_the_mixer_gives_the_wrench_that_the_model_feels(robot: Robot) -> None:
     np.testing.assert_allclose(robot.data.qacc, (0, 0, 0, 0, 0, 0.1 / 0.038), atol=1e-9)
 
 
+def test_where_thrust_runs_out_the_torque_shrinks_and_keeps_its_axis(robot: Robot) -> None:
+    assert isinstance(robot, DroneRobot)
+    wanted = np.array((12.0, 3.0, -1.0, 0.2))
+    thrusts = np.array(robot._thrusts(wanted[0], (wanted[1], wanted[2], wanted[3])))
+    assert thrusts.min() == pytest.approx(0.0, abs=1e-9)
+    got = mixer(ARMS, 0.02 * np.array([-1, 1, -1, 1])) @ thrusts
+    assert got[0] == pytest.approx(12.0)
+    np.testing.assert_allclose(got[1:] / wanted[1:], (got[1] / 3.0,) * 3)
+
+
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.tuples(wild, wild, wild, wild), min_size=2, max_size=8))
 def test_no_command_takes_it_beyond_its_limits(commands: list[tuple[float, ...]]) -> None:

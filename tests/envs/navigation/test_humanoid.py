@@ -151,6 +151,8 @@ def test_feet_step_in_turn_and_rest_together(robot: Robot) -> None:
     assert abs(math.remainder(left - right, math.tau)) == pytest.approx(math.pi)
     drive(robot, (0.5, 0.0, 0.0, 0.0), 10)  # a stride takes one second
     assert robot._phase == pytest.approx((left, right))
+    drive(robot, STOP, 8)
+    assert robot._phase == (math.pi, math.pi)
 
 
 @settings(max_examples=4, deadline=None)

@@ -119,6 +119,14 @@ def test_the_same_commands_give_the_same_bits(robot: Robot) -> None:
     assert state_after(robot, [*commands[:-1], (0.9, 0.0, 0.0, 0.0)]) != first
 
 
+def test_a_start_against_a_wall_does_not_depend_on_the_past_either() -> None:
+    robot = on_floor(Wheeled(), wall_x=0.24)
+    first = state_after(robot, [(0.5, 0.0, 0.0, 0.3)])
+    robot.start(0.0, 0.0, 0.3)
+    robot.data.qacc_warmstart[:] = 1.001 * robot.data.qacc  # the solver would begin closer to its answer
+    assert state_after(robot, [(0.5, 0.0, 0.0, 0.3)]) == first
+
+
 def test_a_wall_is_a_collision_and_the_ground_is_not() -> None:
     robot = on_floor(Wheeled(), wall_x=1.0)
     robot.start(0.0, 0.0, 0.0)
@@ -159,9 +167,14 @@ def test_a_command_that_is_not_four_numbers_is_refused(robot: Robot, command: tu
 
 
 def test_a_scene_that_it_does_not_fit_is_refused() -> None:
-    model = mujoco.MjSpec().compile()
-    with pytest.raises(KineflowError, match=r"time step of 0\.005 s"):
-        Wheeled().bind(model, mujoco.MjData(model))
+    euler, implicit = mujoco.mjtIntegrator.mjINT_EULER, mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    for timestep, integrator in ((0.002, implicit), (0.005, euler)):
+        world = mujoco.MjSpec()
+        attach(world, Wheeled())
+        world.option.timestep, world.option.integrator = timestep, integrator
+        model = world.compile()
+        with pytest.raises(KineflowError, match=rf"time step of 0\.005 s .* has {timestep} s"):
+            Wheeled().bind(model, mujoco.MjData(model))
     world = mujoco.MjSpec()
     attach(world, Wheeled(), prefix="other/")
     model = world.compile()
