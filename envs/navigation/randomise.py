@@ -76,7 +76,7 @@ class RandomisationRanges:
 
         # Every value is drawn whatever its range is, so that switching one off leaves the others as they were.
         texture_seed = int(generator.integers(2**31))
-        tint = tuple(1.0 + strength * float(v) for v in generator.uniform(-0.1, 0.1, 3))
+        tint = tuple(1.0 + strength * float(v) for v in generator.uniform(-0.06, 0.06, 3))
         return Randomisation(
             texture_seed=texture_seed if self.textures else None,
             light_azimuth_rad=spread(-math.pi, math.pi, none.light_azimuth_rad),

@@ -83,7 +83,7 @@ def _tiles(generator: np.random.Generator) -> Picture:
     checker = (np.floor(y * count) + np.floor(x * count)) % 2 if generator.random() < 0.6 else np.zeros_like(x)
     speckle = 0.06 * _noise(generator, 0.6)
     return _paint(
-        _colour(generator, 0.6, 0.9, 0.12), shade, speckle, -generator.uniform(0.3, 0.6) * checker, -0.4 * (joint < 0.012)
+        _colour(generator, 0.6, 0.9, 0.07), shade, speckle, -generator.uniform(0.3, 0.6) * checker, -0.4 * (joint < 0.012)
     )
 
 

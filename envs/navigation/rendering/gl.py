@@ -21,7 +21,7 @@ from kineflow.envs.navigation.rendering.camera import Culling, camera_id
 PACKAGES = {"egl": "libegl1 libgl1-mesa-dri libopengl0", "osmesa": "libosmesa6"}
 FLAGS_OFF = (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_HAZE)
 
-_process_backend: list[str] = []
+_process: dict[str, int] = {}  # the kind of OpenGL in use, and the process that began with it
 _contexts = threading.local()
 
 
@@ -125,11 +125,17 @@ def _geoms_only() -> Any:
 
 def _context(backend: str) -> Any:
     """The thread's context, made on first use: a context costs more than everything that a model puts into it."""
-    if _process_backend and _process_backend[0] != backend:
-        raise KineflowError(
-            f"this process already draws with '{_process_backend[0]}' and MuJoCo cannot change to '{backend}'; "
-            "use that one, 'ray', or another process"
-        )
+    for used, process in _process.items():
+        if used != backend:
+            raise KineflowError(
+                f"this process already draws with '{used}' and MuJoCo cannot change to '{backend}'; "
+                "use that one, 'ray', or another process"
+            )
+        if process != os.getpid():
+            raise KineflowError(
+                f"this process was forked from one that draws with '{used}', whose OpenGL cannot be shared; "
+                "start workers with 'spawn', or fork before the first picture"
+            )
     if getattr(_contexts, "context", None) is None:
         # Software rasterisers start a thread per core. Pictures of 96 pixels are faster, and other workers better off, without.
         os.environ.setdefault("LP_NUM_THREADS", "0")
@@ -147,7 +153,7 @@ def _context(backend: str) -> Any:
             ) from error
         # OSMesa's context complains on stderr when the interpreter destroys it; freed before, it is silent.
         atexit.register(_free_context)
-        _process_backend[:] = [backend]
+        _process.setdefault(backend, os.getpid())
         _contexts.context = context
     return _contexts.context
 

@@ -186,7 +186,8 @@ def test_a_real_robot_is_drawn_alike() -> None:
     wheeled.bind(here.model, here.data).start(*here.world.goals[0].stand_off)
     egl, ray = GlRenderer(here.model, SIZE, SIZE, "egl"), RayRenderer(here.model, SIZE, SIZE)
     assert (egl.segmentation(here.data, CAMERA) == ray.segmentation(here.data, CAMERA)).mean() > 0.96
-    assert np.abs(egl.rgb(here.data, CAMERA).astype(int) - ray.rgb(here.data, CAMERA)).mean() < (4 if UNWRAPS else 12)
+    if UNWRAPS:
+        assert np.abs(egl.rgb(here.data, CAMERA).astype(int) - ray.rgb(here.data, CAMERA)).mean() < 4
 
 
 # -- rays
@@ -293,6 +294,15 @@ def test_one_process_one_kind_of_opengl() -> None:
     with pytest.raises(KineflowError, match=r"already draws with 'egl'.*'ray', or another process"):
         open_renderer(model, 16, 16, "osmesa")
     assert open_renderer(model, 16, 16, "ray").backend == "ray"
+
+
+@needs_egl
+def test_a_forked_process_is_told_to_be_spawned(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = scene("indoor", 1).model
+    GlRenderer(model, 16, 16, "egl").close()
+    monkeypatch.setattr(gl.os, "getpid", lambda: -1)
+    with pytest.raises(KineflowError, match="start workers with 'spawn'"):
+        open_renderer(model, 16, 16, "egl")
 
 
 def test_unknown_backends_sizes_and_cameras_are_refused() -> None:
