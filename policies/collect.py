@@ -39,6 +39,7 @@ from kineflow.envs.navigation.world import generate_world
 
 MAX_TRIPS, MAX_RUNS = 100, 100  # of a world, and of a trip: the digits that they have in a seed
 STEP_NS = round(1e9 / CONTROL_HZ)
+_MADE_BY = "kineflow collect "  # how the provenance of a collected store begins
 PATIENCE_S = 5.0  # for workers to end by themselves
 Progress = Callable[[int, int], None]
 
@@ -120,6 +121,16 @@ class CollectReport:
         """Per core that does nothing else."""
         return 60 * self.episodes / self.cpu_s if self.cpu_s else 0.0
 
+    def text(self) -> str:
+        """For people."""
+        if not self.episodes:
+            return f"{self.store}: nothing to drive, it holds all of these worlds"
+        return (
+            f"{self.store}: {self.episodes} episodes more ({self.steps} steps) from {self.worlds} worlds, {self.successes} "
+            f"successful, {self.touched} with a touch, {self.skipped} trips skipped; {self.episodes_per_minute:.0f} a minute, "
+            f"{self.episodes_per_cpu_minute:.0f} a minute of one core"
+        )
+
     def to_json(self) -> dict[str, Any]:
         rates = {"episodes_per_minute": self.episodes_per_minute, "episodes_per_cpu_minute": self.episodes_per_cpu_minute}
         return {**to_plain(self), **rates}
@@ -198,16 +209,20 @@ def open_store(config: CollectConfig, path: Path) -> EpisodeStore:
     Raises:
         KineflowError: what is there was collected otherwise.
     """
-    provenance = _provenance(config)
+    fixed = {name: value for name, value in to_plain(config).items() if name not in ("worlds", "first_world")}
+    provenance = _MADE_BY + json.dumps(fixed, sort_keys=True)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         cameras = {FRONT: CameraRecord(codec=config.codec)}
         return EpisodeStore.create(path, recorded_interface(config), "nominal_10hz", provenance, cameras=cameras)
     store = EpisodeStore.open(path)
-    if store.manifest.provenance != provenance:
+    held = store.manifest.provenance
+    if held != provenance:
+        before = json.loads(held.removeprefix(_MADE_BY)) if held.startswith(_MADE_BY) else {}
+        changed = [f"{n} is {fixed[n]}, was {before.get(n)}" for n in fixed if before.get(n) != fixed[n]]
         raise KineflowError(
-            f"{path} holds other data: {store.manifest.provenance or 'of unknown origin'}; this is {provenance}. "
-            "Only worlds and first_world may change between runs; choose another path, or the configuration it was made with"
+            f"{path} was {'collected otherwise: ' + '; '.join(changed) if before else f'not collected: {held!r}'}. Choose another "
+            "path, or the configuration that it was made with; only worlds and first_world may change between runs"
         )
     return store
 
@@ -216,11 +231,6 @@ def worlds_held(store: EpisodeStore) -> set[int]:
     """Numbers of the worlds of which the store has episodes."""
     seeds = np.concatenate([np.zeros(0, np.int64), *(segment.column("seed") for segment in store.segments)])
     return set((seeds // (MAX_TRIPS * MAX_RUNS)).tolist())
-
-
-def _provenance(config: CollectConfig) -> str:
-    fixed = {name: value for name, value in to_plain(config).items() if name not in ("worlds", "first_world")}
-    return "kineflow collect " + json.dumps(fixed, sort_keys=True)
 
 
 def _look(ranges: RandomisationRanges | None, seed: int) -> Any:

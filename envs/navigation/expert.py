@@ -24,6 +24,7 @@ from kineflow.envs.navigation.planner import NoPath, Path, Planner
 CRUISE = {"wheeled": 0.8, "drone": 1.0, "humanoid": 0.6}  # m/s
 BRAKING = 0.45  # m/s^2: a third of what the bodies can, so that delays do not carry them past the end
 ARRIVED_M = 0.05
+PAST_M = 0.2  # beyond the end by less than this is there, too: turning back would be the longer way
 LEFT_M = 0.35  # so far from the end, a body that had arrived has been pushed away and drives again
 TURN_RAD, TURNED_RAD, ALIGNED_RAD = 1.0, 0.3, 0.06
 TURN_GAIN = 2.0  # rad/s per rad: with up to 0.3 s between a command and its effect it does not overshoot
@@ -88,13 +89,18 @@ class Expert:
         remaining = self.path.length - self._along
         if self._phase in ("align", "rest") and gap > LEFT_M:
             self._along, self._phase = self.path.project(x, y, self.path.length, back=1.5), "turn"
-        elif self._phase in ("turn", "follow") and remaining < 0.3 and (gap < ARRIVED_M or self._is_past(x, y)):
+        elif (
+            self._phase in ("turn", "follow") and remaining < 0.3 and (gap < ARRIVED_M or (gap < PAST_M and self._is_past(x, y)))
+        ):
             self._phase = "align"
         if self._phase in ("align", "rest"):
             return 0.0, self._align(yaw)
-        speed = float(np.interp(self._along, self.path.along, self._profile))
-        lookahead = min(max(0.3 + 0.45 * speed, 0.3), 0.75)
-        aim_x, aim_y = self.path.at(self._along + lookahead)
+        if remaining < 0.6 and gap > remaining + 0.15:
+            # Beside or beyond the end: there is no path to follow any more, only a place to go to.
+            (aim_x, aim_y), speed = (end_x, end_y), min(0.4, 0.8 * gap)
+        else:
+            speed = float(np.interp(self._along, self.path.along, self._profile))
+            aim_x, aim_y = self.path.at(self._along + min(max(0.3 + 0.45 * speed, 0.3), 0.75))
         alpha = _wrapped(math.atan2(aim_y - y, aim_x - x) - yaw)
         if abs(alpha) > TURN_RAD:
             self._phase = "turn"
@@ -117,7 +123,7 @@ class Expert:
         return 0.0 if self._phase == "rest" else self._clipped(TURN_GAIN * error)
 
     def _is_past(self, x: float, y: float) -> bool:
-        """Beyond the line across the path's end: going back for a few centimetres would take a turn on the spot."""
+        """Beyond the line across the path's end."""
         end_x, end_y = self.path.points[-1]
         heading = float(self.path.headings[-1])
         return (x - end_x) * math.cos(heading) + (y - end_y) * math.sin(heading) > 0

@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from kineflow.contracts import KineflowError
 from kineflow.envs.navigation.embodiments.embodiment import Embodiment
-from kineflow.envs.navigation.ground_truth import Flow, Snapshot, body_pose, intrinsics, optical_flow, snapshot
+from kineflow.envs.navigation.ground_truth import Flow, Snapshot, intrinsics, optical_flow, snapshot
 from kineflow.envs.navigation.movers import Movers
 from kineflow.envs.navigation.planner import Planner
 from kineflow.envs.navigation.randomise import Randomisation
@@ -127,7 +127,9 @@ class Stage:
     @property
     def pose(self) -> Float[np.ndarray, "7"]:
         """x y z (m) qx qy qz qw of the base in the world."""
-        return body_pose(self.scene.model, self.scene.data, self.scene.model.body(self.robot.base).name)
+        data, base = self.scene.data, self.robot.base
+        w, x, y, z = data.xquat[base].tolist()
+        return np.array([*data.xpos[base].tolist(), x, y, z, w])
 
     @property
     def walkers(self) -> list[tuple[float, float, float]]:
