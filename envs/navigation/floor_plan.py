@@ -48,7 +48,7 @@ def draw_floor_plan(generator: np.random.Generator, bounds: Rect) -> FloorPlan:
     walls: list[Wall] = []
     rooms: list[Rect] = []
     corridors = 0
-    if generator.random() < 0.55 and y1 - y0 >= 2 * MIN_ROOM_M + 2.0:
+    if generator.random() < 0.55 and y1 - y0 >= 2 * MIN_ROOM_M + 2.5:
         width = generator.uniform(1.7, 2.4)
         low = generator.uniform(y0 + MIN_ROOM_M, y1 - MIN_ROOM_M - width)
         rooms.append((x0, low, x1, low + width))

@@ -40,8 +40,9 @@ class WorldConfig:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise KineflowError(f"WorldConfig.kind is '{self.kind}'; choose one of {KINDS}")
-        if self.size_m is not None and min(self.size_m) < 6.0:
-            raise KineflowError(f"WorldConfig.size_m is {self.size_m}; a world needs at least 6 m along x and y")
+        least = 6.0 if self.kind == "indoor" else 12.0
+        if self.size_m is not None and min(self.size_m) < least:
+            raise KineflowError(f"WorldConfig.size_m is {self.size_m}; an {self.kind} world needs at least {least:g} m each way")
         if not 0.0 <= self.density <= 1.0:
             raise KineflowError(f"WorldConfig.density is {self.density}; it is a share between 0 and 1")
 

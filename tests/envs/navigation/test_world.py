@@ -159,11 +159,20 @@ def test_density_fills() -> None:
     assert generate_world(WorldConfig(seed=4, goals=0)).goals == ()
 
 
+@pytest.mark.parametrize(("kind", "size"), [("indoor", (6.0, 6.0)), ("indoor", (20.0, 8.0)), ("outdoor", (12.0, 12.0))])
+def test_small_worlds_too_have_goals(kind: str, size: tuple[float, float]) -> None:
+    for seed in range(4):
+        here = generate_world(WorldConfig(kind=kind, seed=seed, size_m=size, density=1.0))  # type: ignore[arg-type]
+        assert here.bounds == (-size[0] / 2, -size[1] / 2, size[0] / 2, size[1] / 2)
+        assert len(here.goals) >= 2
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"kind": "underwater"}, "kind is 'underwater'"),
-        ({"size_m": (3.0, 10.0)}, "at least 6 m"),
+        ({"size_m": (3.0, 10.0)}, "indoor world needs at least 6 m"),
+        ({"size_m": (10.0, 10.0), "kind": "outdoor"}, "outdoor world needs at least 12 m"),
         ({"density": 1.5}, "density is 1.5"),
     ],
 )
