@@ -70,6 +70,8 @@ class Culling:
         """Inward normals of the tiles' left, right, top and bottom in MuJoCo's camera axes (right, up, backward), as columns."""
         fovy = float(self._model.cam_fovy[camera])
         if (camera, fovy) not in self._sides:
+            if len(self._sides) > 8:
+                self._sides.clear()
             up = math.tan(math.radians(fovy) / 2)
             across, down = self._edges[0] * up * self._aspect, self._edges[1] * up
             sides = [

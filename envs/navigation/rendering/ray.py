@@ -75,6 +75,8 @@ class RayRenderer:
         number = camera_id(self._model, camera)
         key = (number, float(self._model.cam_fovy[number]))
         if key not in self._rays:
+            if len(self._rays) > 8:  # each episode may have a field of view of its own
+                self._rays.clear()
             self._rays[key] = _pixel_rays(self.width, self.height, key[1])
         rays = np.ascontiguousarray(self._rays[key] @ data.cam_xmat[number].reshape(3, 3).T)
         around = set(self._around.setdefault(number, set()))

@@ -160,8 +160,13 @@ def test_what_is_switched_off_stays_and_leaves_the_rest() -> None:
         command_noise=0.0,
     )
     assert nothing.draw(5) == Randomisation.none()
-    no_delay = dataclasses.replace(RandomisationRanges(), delay_steps=0).draw(5)
-    assert no_delay == dataclasses.replace(RandomisationRanges().draw(5), delay_steps=0)
+    everything = RandomisationRanges().draw(5)
+    for name in (field.name for field in dataclasses.fields(RandomisationRanges)):
+        drawn = dataclasses.replace(RandomisationRanges(), **{name: getattr(nothing, name)}).draw(5)
+        changed = {f.name for f in dataclasses.fields(drawn) if getattr(drawn, f.name) != getattr(everything, f.name)}
+        assert changed, name
+        # "textures" is about texture_seed, "fov" about fov_scale, "light" about all that begins with it.
+        assert {value.startswith(name.removesuffix("s")) for value in changed} == {True}
 
 
 @pytest.mark.parametrize(("values", "message"), [({"friction": 0.0}, "friction is 0"), ({"delay_steps": -1}, "delay_steps -1")])
