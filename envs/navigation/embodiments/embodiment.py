@@ -30,6 +30,8 @@ BASE = "base"  # the site whose body carries the free joint
 LACKING = 1e-6  # bound of an axis that a body lacks: a VectorSpec wants low < high
 
 _GROUND, _OWN, _FOREIGN = 0, 1, 2  # kinds of geoms: only own + foreign makes 3
+# MuJoCo answers these with a silent reset of the whole scene.
+_UNSTABLE = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
 
 Command = tuple[float, float, float, float]
 
@@ -120,6 +122,8 @@ class Robot(ABC):
         data.qvel[self._dofs] = data.qacc_warmstart[self._dofs] = data.qacc[self._dofs] = 0.0
         data.qfrc_applied[self._dofs] = 0.0
         data.ctrl[self._actuators] = 0.0
+        for kind in _UNSTABLE:
+            data.warning[kind].number = 0
         self.applied = np.zeros(4, dtype=np.float32)
         self.touched = ()
         self._moved = np.zeros(4)
@@ -132,7 +136,7 @@ class Robot(ABC):
         The command is clamped to the limits and approached no faster than `max_rate`; axes that the body lacks are ignored.
 
         Raises:
-            KineflowError: the command is not four finite numbers.
+            KineflowError: the command is not four finite numbers, or the physics became unstable.
         """
         steps = self._ramp(command)
         model, data, touched = self.model, self.data, set[int]()
@@ -141,6 +145,11 @@ class Robot(ABC):
             self._control(index, (vx, vy, vz, yaw_rate))
             mujoco.mj_step(model, data)
             touched.update(self._touching())
+        if any(data.warning[kind].number for kind in _UNSTABLE):
+            raise KineflowError(
+                f"{self.embodiment.name}: the physics became unstable while driving {command}, and the scene was reset; "
+                "start anew, and look for frictions near 0 or bodies inside each other"
+            )
         self.applied = steps[-1].astype(np.float32)
         self.touched = tuple(sorted(touched))
         turned = math.remainder(self.yaw - yaw, math.tau)

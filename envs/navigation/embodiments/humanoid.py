@@ -209,8 +209,7 @@ def _mesh_free(text: str, walker: Walker) -> str:
     )
     for geom in root.iter("geom"):
         if "foot" in geom.get("name", ""):
-            geom.set("priority", "1")
-            geom.set("friction", "1")
+            geom.set("friction", "0.01")  # of two touching geoms the greater counts: the ground's is what it walks by
     for name, shells in SHELLS.items():
         for kind, size, position in shells:
             look = {"contype": "0", "conaffinity": "0", "density": "0", "group": "2", "rgba": ".8 .81 .84 1"}

@@ -98,6 +98,13 @@ def test_a_hard_push_fells_it_and_a_light_one_does_not(robot: Robot) -> None:
     assert not robot.fallen()
 
 
+def test_it_walks_by_the_friction_of_the_ground() -> None:
+    robot = on_floor(Humanoid())
+    for friction, walks in ((0.6, True), (0.02, False)):
+        robot.model.geom("floor").friction[0] = friction
+        assert (steady(robot, (0.5, 0.0, 0.0, 0.0), settle=10, steps=15)[0] > 0.4 and not robot.fallen()) == walks
+
+
 def test_without_its_armature_it_is_another_robot(robot: Robot) -> None:
     """The numbers of the motors reach the model, joint by joint."""
     dofs = {name: robot.model.dof_armature[robot.model.joint(f"robot/{name}_joint").dofadr[0]] for name in ARMATURE}

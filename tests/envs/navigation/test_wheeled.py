@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 
 import mujoco
 import numpy as np
@@ -104,11 +105,11 @@ def test_wheels_roll_and_do_not_slip(robot: Robot) -> None:
         assert robot.tilt < 0.01
 
 
-def test_without_friction_it_goes_nowhere() -> None:
+def test_it_drives_by_the_friction_of_the_ground() -> None:
     robot = on_floor(Wheeled())
-    for side in ("left", "right"):
-        robot.model.geom(f"robot/{side}_wheel").friction[:] = 1e-5
-    assert abs(steady(robot, (1.0, 0.0, 0.0, 0.0))[0]) < 0.1
+    for friction, reached in ((1.0, 1.0), (0.7, 1.0), (0.001, 0.0)):
+        robot.model.geom("floor").friction[0] = friction
+        assert steady(robot, (1.0, 0.0, 0.0, 0.0))[0] == pytest.approx(reached, abs=0.3)
 
 
 def test_the_same_commands_give_the_same_bits(robot: Robot) -> None:
@@ -164,6 +165,19 @@ def test_a_command_that_is_not_four_numbers_is_refused(robot: Robot, command: tu
     with pytest.raises(KineflowError, match="four finite numbers"):
         robot.drive(np.array(command, dtype=np.float32))
     assert robot.data.time == before
+
+
+def test_unstable_physics_is_an_error_and_not_a_silent_reset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes a log where it runs
+    robot = on_floor(Wheeled())
+    for _ in range(2):
+        robot.start(1.0, 0.0, 0.0)
+        robot.data.qvel[0] = math.nan
+        with pytest.raises(KineflowError, match="wheeled: the physics became unstable"):
+            drive(robot, STOP, 1)
+    robot.start(1.0, 0.0, 0.0)
+    drive(robot, STOP, 1)
+    np.testing.assert_allclose(position(robot), (1.0, 0.0, 0.0), atol=1e-3)
 
 
 def test_a_scene_that_it_does_not_fit_is_refused() -> None:
