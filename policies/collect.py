@@ -221,8 +221,8 @@ def open_store(config: CollectConfig, path: Path) -> EpisodeStore:
         before = json.loads(held.removeprefix(_MADE_BY)) if held.startswith(_MADE_BY) else {}
         changed = [f"{n} is {fixed[n]}, was {before.get(n)}" for n in fixed if before.get(n) != fixed[n]]
         raise KineflowError(
-            f"{path} was {'collected otherwise: ' + '; '.join(changed) if before else f'not collected: {held!r}'}. Choose another "
-            "path, or the configuration that it was made with; only worlds and first_world may change between runs"
+            f"{path} was {'collected otherwise: ' + '; '.join(changed) if before else f'not collected: {held!r}'}. Choose "
+            "another path, or the configuration that it was made with; only worlds and first_world may change between runs"
         )
     return store
 

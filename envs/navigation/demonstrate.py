@@ -187,7 +187,8 @@ class _GroundTruth:
     """Depth and optical flow of each step, where they are wanted."""
 
     def __init__(self, stage: Stage, recording: Recording) -> None:
-        self._stage, self._recording, self._before = stage, recording, None
+        self._stage, self._recording = stage, recording
+        self._before: Any = None
 
     def read(self) -> dict[str, np.ndarray]:
         if not (self._recording.depth or self._recording.flow):
@@ -199,7 +200,7 @@ class _GroundTruth:
             shape = now[1].shape
             for axis, name in enumerate(("flow_x", "flow_y")):
                 read[name] = np.zeros(shape, np.uint16) if flow is None else flow_units(flow.pixels[:, :, axis], flow.valid)
-        self._before: Any = now
+        self._before = now
         return read
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -52,6 +53,8 @@ class Expert:
         self.cruise = cruise if cruise is not None else CRUISE.get(embodiment.name, 0.6)
         limits = embodiment.limits
         self._turning = 0.8 * limits.high[3]
+        self._along = 0.0
+        self._phase: Literal["turn", "follow", "align", "rest"] = "turn"
         self._climb = 0.5 * limits.high[2] if limits.high[2] > 1e-3 else 0.0
         if not 0 < self.cruise <= limits.high[0]:
             raise KineflowError(f"cruise is {self.cruise} m/s; a {embodiment.name} drives at up to {limits.high[0]}")
@@ -126,7 +129,8 @@ class Expert:
         """Beyond the line across the path's end."""
         end_x, end_y = self.path.points[-1]
         heading = float(self.path.headings[-1])
-        return (x - end_x) * math.cos(heading) + (y - end_y) * math.sin(heading) > 0
+        beyond: float = (x - end_x) * math.cos(heading) + (y - end_y) * math.sin(heading)
+        return beyond > 0
 
     def _room_ahead(self, x: float, y: float, yaw: float, walkers: Sequence[Walker]) -> float:
         """Speed (m/s) that stops before whoever walks ahead."""
@@ -185,7 +189,8 @@ def speed_profile(path: Path, planner: Planner, cruise: float, turning: float) -
         limited[index] = min(limited[index], math.sqrt(limited[index + 1] ** 2 + 2 * BRAKING * gaps[index]))
     # Close to the end the root's slope is endless: a straight line instead, and enough speed to get there at all.
     left = path.length - along
-    return np.maximum(np.minimum(np.array(limited), 1.5 * left + 0.06), 0.06)
+    profile: Float[np.ndarray, "N"] = np.maximum(np.minimum(np.array(limited), 1.5 * left + 0.06), 0.06)
+    return profile
 
 
 def _wrapped(angle: float) -> float:

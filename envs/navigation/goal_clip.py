@@ -38,7 +38,8 @@ class GoalClip:
     @property
     def image(self) -> UInt8[np.ndarray, "H W 3"]:
         """The last frame."""
-        return self.frames[-1]
+        last: UInt8[np.ndarray, "H W 3"] = self.frames[-1]
+        return last
 
 
 class Cursor:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from kineflow.config import load_config
-from kineflow.contracts import GoalSpec, Interface, KineflowError, VectorSpec
+from kineflow.contracts import Interface, KineflowError, VectorSpec
 from kineflow.envs.navigation.goal_clip import GoalClip, film
 from kineflow.envs.navigation.metrics import AT_REST_MPS, AT_REST_RADPS
 from kineflow.envs.navigation.randomise import Randomisation, RandomisationRanges
@@ -159,9 +159,10 @@ class Navigation(gymnasium.Env[Observation, np.ndarray]):
         picture = self.stage.rgb()
         rows = np.arange(size) * picture.shape[0] // size
         columns = np.arange(size) * picture.shape[1] // size
-        return picture[rows[:, None], columns]
+        enlarged: UInt8[np.ndarray, "size size 3"] = picture[rows[:, None], columns]
+        return enlarged
 
-    def render(self) -> UInt8[np.ndarray, "H W 3"] | None:  # type: ignore[override]
+    def render(self) -> UInt8[np.ndarray, "H W 3"] | None:
         """The camera's picture when `render_mode="rgb_array"`."""
         return self.stage.rgb() if self.render_mode == "rgb_array" else None
 
@@ -251,9 +252,10 @@ class Navigation(gymnasium.Env[Observation, np.ndarray]):
 
 def sized(interface: Interface, picture: Picture) -> Interface:
     """`interface` with its camera and goal pictures in another size."""
-    size = {"height": picture.height, "width": picture.width}
-    goals: dict[str, GoalSpec] = {n: replace(g, **size) if g.height else g for n, g in interface.goals.items()}
-    return replace(interface, cameras={n: replace(c, **size) for n, c in interface.cameras.items()}, goals=goals)
+    height, width = picture.height, picture.width
+    goals = {n: replace(g, height=height, width=width) if g.height else g for n, g in interface.goals.items()}
+    cameras = {n: replace(c, height=height, width=width) for n, c in interface.cameras.items()}
+    return replace(interface, cameras=cameras, goals=goals)
 
 
 def _box(vector: VectorSpec) -> gymnasium.spaces.Box:

@@ -140,14 +140,14 @@ class Planner:
         return clearance
 
     def _free_cell(self, costs: Float[np.ndarray, "R C"], place: Sequence[float]) -> int:
-        row, column = self.space.cell(place[0], place[1])
+        (row, column), width = self.space.cell(place[0], place[1]), int(costs.shape[1])
         if math.isfinite(costs[row, column]):
-            return row * costs.shape[1] + column
+            return row * width + column
         rows, columns = np.nonzero(np.isfinite(costs))
         if len(rows) == 0:
             raise NoPath(f"nothing is free for a body of {self.radius_m} m radius; take a world of lower density")
         nearest = int(((rows - row) ** 2 + (columns - column) ** 2).argmin())
-        return int(rows[nearest]) * costs.shape[1] + int(columns[nearest])
+        return int(rows[nearest]) * width + int(columns[nearest])
 
     def _smooth(self, corners: Float[np.ndarray, "N 2"], clearance: Float[np.ndarray, "R C"]) -> Path:
         if len(corners) == 2 and np.allclose(corners[0], corners[1]):

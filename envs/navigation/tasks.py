@@ -45,6 +45,7 @@ PHRASES = (
 DETOUR = 1.35  # longest way to an image's place, as a multiple of the straight line
 IN_VIEW_RAD = math.radians(26.0)  # of the camera's axis: inside the picture with the camera's jitter and the thing's width
 START_YAW_RAD = math.radians(35.0)  # how far from the direction of the path a start may look
+VIEW_M = 1.5  # free space ahead at the end of a way that pictures tell
 ATTEMPTS = 200
 
 
@@ -146,9 +147,19 @@ def _draw_to_place(task: Task, world: World, planner: Planner, generator: np.ran
     longest = min(high, DETOUR * float(gaps[0])) if task.kind == "image" else high
     if not low <= path.length <= longest:
         return None
+    if not _looks_far(world, path):
+        return None
     yaw = float(path.headings[0] + generator.uniform(-START_YAW_RAD, START_YAW_RAD))
     via = tuple((float(x), float(y)) for x, y in places[1:-1])
     return Trip((float(places[0, 0]), float(places[0, 1]), math.remainder(yaw, math.tau)), path, via=via)
+
+
+def _looks_far(world: World, path: Path) -> bool:
+    """Whether the view at the end is more than a bare wall, which is no goal to recognise."""
+    x, y = path.points[-1].tolist()
+    heading = float(path.headings[-1])
+    ahead = (x + VIEW_M * math.cos(heading), y + VIEW_M * math.sin(heading))
+    return world.free_space.is_clear((x, y), ahead, 0.0)
 
 
 def _draw_to_thing(task: Task, world: World, planner: Planner, generator: np.random.Generator) -> Trip | None:
