@@ -240,6 +240,8 @@ def _attach(spec: Any, embodiment: Embodiment | None, drawn: Randomisation) -> N
 
 
 def move_camera(camera: Any, drawn: Randomisation) -> None:
+    """Jitter a camera that is not compiled yet; of `drawn` its offset and turn."""
+    _resolve_orientation(camera)
     rotation = np.zeros(9)
     quat = np.asarray(camera.quat, dtype=np.float64)
     mujoco.mju_quat2Mat(rotation, quat)
@@ -255,6 +257,20 @@ def move_camera(camera: Any, drawn: Randomisation) -> None:
         mujoco.mju_mulQuat(product, turned, step)
         turned = product
     camera.quat = turned
+
+
+def _resolve_orientation(camera: Any) -> None:
+    """Turn "xyaxes" into the quaternion that it stands for: until a spec is compiled, `quat` does not know of it."""
+    if getattr(camera, "alt", None) is None or camera.alt.type != mujoco.mjtOrientation.mjORIENTATION_XYAXES:
+        return
+    right, up = np.asarray(camera.alt.xyaxes, dtype=np.float64).reshape(2, 3)
+    right = right / np.linalg.norm(right)
+    up = up - right * (right @ up)
+    up /= np.linalg.norm(up)
+    quat = np.zeros(4)
+    mujoco.mju_mat2Quat(quat, np.stack([right, up, np.cross(right, up)], axis=1).ravel())
+    camera.alt.type = mujoco.mjtOrientation.mjORIENTATION_QUAT
+    camera.quat = quat
 
 
 def _observer() -> Any:

@@ -260,8 +260,9 @@ FAMILIES: dict[str, tuple[Maker, ...]] = {
     "facade": (_facade,),
     "clothes": (_clothes,),
 }
+# A wall repeats no sooner than a ceiling is high: a painted border must not come twice.
 SCALES = {
-    "floor": 2.0, "wall": 2.6, "ceiling": 1.2, "wood": 0.8, "fabric": 0.5, "concrete": 1.5, "brick": 1.2, "ground": 3.0,
+    "floor": 2.0, "wall": 3.0, "ceiling": 1.2, "wood": 0.8, "fabric": 0.5, "concrete": 1.5, "brick": 1.2, "ground": 3.0,
     "path": 2.0, "leaves": 0.8, "bark": 0.5, "facade": 4.0, "clothes": 0.5, "books": 0.0, "picture": 0.0, "window": 0.0,
 }  # fmt: skip
 
