@@ -56,11 +56,20 @@ def rotate(x: Float[Tensor, "B N T D"], base: float = 100.0) -> Float[Tensor, "B
 
     The base is 100, not the 10,000 of language models: horizons are tens of steps, not thousands.
     """
-    half = x.shape[-1] // 2
-    frequencies = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angles = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)[:, None] * frequencies
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    first, second = x[..., :half], x[..., half:]
+    return rotated(x, *rotation(x.shape[-2], x.shape[-1], x, base))
+
+
+def rotation(length: int, size: int, like: Tensor, base: float = 100.0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `[T, D / 2]` of `rotate`, for those who use them many times; dtype and device of `like`."""
+    half = size // 2
+    frequencies = base ** (-torch.arange(half, device=like.device, dtype=torch.float32) / half)
+    angles = torch.arange(length, device=like.device, dtype=torch.float32)[:, None] * frequencies
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def rotated(x: Float[Tensor, "B N T D"], cos: Float[Tensor, "T E"], sin: Float[Tensor, "T E"]) -> Float[Tensor, "B N T D"]:
+    """`x` turned by `rotation`."""
+    first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from kineflow.contracts import KineflowError
 from kineflow.policies.heads.dit import modulate
-from kineflow.policies.heads.embedding import TimeEmbedding, rotate
+from kineflow.policies.heads.embedding import TimeEmbedding, rotated, rotation
 
 Tokens = Float[Tensor, "B N D"]
 SUMMARY = 32  # features of each token in the signal
@@ -122,8 +122,9 @@ class FlowDiTHead(nn.Module):
         signal = F.silu((time[:, None] if t.ndim == 1 else time) + prepared.signal)  # [B, 1 or H, W]
         shared = self.modulation(signal)
         tokens = self.action_in(x, prepared.body)
+        turn = rotation(x.shape[1], self.config.width // self.config.attention_heads, tokens)
         for block, own, key_value in zip(self.blocks, self.block_modulation, prepared.key_value):
-            tokens = block(tokens, shared + own, key_value)
+            tokens = block(tokens, shared + own, key_value, turn)
         shift, scale = self.final_modulation(signal).chunk(2, dim=-1)
         return self.action_out(modulate(tokens, shift, scale), prepared.body)  # type: ignore[no-any-return]
 
@@ -158,16 +159,20 @@ class FlowDiTBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Dropout(config.dropout), nn.Linear(hidden, width))
 
     def forward(
-        self, x: Float[Tensor, "B T W"], modulation: Float[Tensor, "B S W9"], key_value: Float[Tensor, "two B K N E"]
+        self,
+        x: Float[Tensor, "B T W"],
+        modulation: Float[Tensor, "B S W9"],
+        key_value: Float[Tensor, "two B K N E"],
+        turn: tuple[Tensor, Tensor],
     ) -> Float[Tensor, "B T W"]:
         shift_a, scale_a, gate_a, shift_c, scale_c, gate_c, shift_m, scale_m, gate_m = modulation.chunk(9, dim=-1)
-        x = x + gate_a * self._among(modulate(x, shift_a, scale_a))
+        x = x + gate_a * self._among(modulate(x, shift_a, scale_a), turn)
         x = x + gate_c * self._across(modulate(x, shift_c, scale_c), key_value)
         return x + gate_m * self.mlp(modulate(x, shift_m, scale_m))  # type: ignore[no-any-return]
 
-    def _among(self, x: Float[Tensor, "B T W"]) -> Float[Tensor, "B T W"]:
+    def _among(self, x: Float[Tensor, "B T W"], turn: tuple[Tensor, Tensor]) -> Float[Tensor, "B T W"]:
         query, key, value = (self._split(part) for part in self.qkv(x).chunk(3, dim=-1))
-        out = F.scaled_dot_product_attention(rotate(query), rotate(key), value)
+        out = F.scaled_dot_product_attention(rotated(query, *turn), rotated(key, *turn), value)
         return self.among_out(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _across(self, x: Float[Tensor, "B T W"], key_value: Tensor) -> Float[Tensor, "B T W"]:
