@@ -1,8 +1,8 @@
 """A quadrotor whose geometric controller flies velocity commands: tilt the thrust to accelerate, turn the rotors to tilt.
 
-Geometric tracking on SE(3) after Lee, Leok and McClamroch (2010): the thrust is the wanted force along the body's own axis,
-the torque follows the attitude error on the group itself, here as a unit quaternion (no Euler angles, no singularity). Around
-it a velocity loop with feed-forward of the commanded acceleration and an integral for the drag of the air.
+Geometric tracking on SE(3) after Lee, Leok and McClamroch (2010): the thrust acts along the body's own axis and is turned
+with it, the torque follows the attitude error on the group itself, here as a unit quaternion (no Euler angles, no
+singularity). Around it a velocity loop with feed-forward of the commanded acceleration and an integral for the air's drag.
 """
 
 from __future__ import annotations
@@ -132,8 +132,9 @@ class DroneRobot(Robot):
             self._inertia[1] * (ATTITUDE * ey + RATE * q) + rates[2] * spin[0] - rates[0] * spin[2],
             self._inertia[2] * (turn + HEADING * ez + YAW_RATE * r) + rates[0] * spin[1] - rates[1] * spin[0],
         )
-        force = self._mass * sum(a * b for a, b in zip(acceleration, up))
-        self.data.ctrl[self._rotors] = self._thrusts(min(max(force, 0.0), 4 * self._max_thrust), torque)
+        # Height first: the vertical part of the thrust is the wanted one already while the tilt is still on its way.
+        force = self._mass * acceleration[2] / max(up[2], 0.5)
+        self.data.ctrl[self._rotors] = self._thrusts(min(force, 4 * self._max_thrust), torque)
 
     def _thrusts(self, force: float, torque: tuple[float, float, float]) -> list[float]:
         """Thrust of each rotor (N). Where one would leave its range, the torque shrinks as a whole: it keeps its axis."""

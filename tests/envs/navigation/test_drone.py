@@ -125,7 +125,7 @@ def test_no_command_takes_it_beyond_its_limits(commands: list[tuple[float, ...]]
         # The ramp of a control step: at the limit first, then level.
         change = robot.applied[3] - applied[3]
         heading += 0.1 * (robot.applied[3] - change * abs(change) / (2 * step[3]))
-        assert abs(math.remainder(robot.yaw - heading, math.tau)) < 0.1
+        assert abs(math.remainder(robot.yaw - heading, math.tau)) < 0.2
         applied, measured = robot.applied, velocity
     assert not robot.fallen()
 
