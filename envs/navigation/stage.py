@@ -104,6 +104,9 @@ class Stage:
         if self.world.movers:
             x, y, _ = self.position
             self._movers.advance(self.scene.data, 1 / CONTROL_HZ, (x, y), self.embodiment.radius_m)
+        # A step ends with new joint positions, but bodies and cameras as they were before it; walkers have moved since, too.
+        mujoco.mj_kinematics(self.scene.model, self.scene.data)
+        mujoco.mj_camlight(self.scene.model, self.scene.data)
         self.touched = bool(self.robot.touched)
         self.crashed = self.touched and max(speed, self.speed) >= HARD_MPS
 
