@@ -231,6 +231,10 @@ def test_rotation_vectors_hold_from_nothing_to_half_a_turn(angle: float) -> None
         if angle == math.pi:  # either sense is the same turn
             found = found * np.sign(found @ axis)
         np.testing.assert_allclose(found, angle * axis, atol=1e-6)
+        after[3:] *= -1  # the same turn, written the other way
+        again = ego_motion(np.array([0.0, 0, 0, 0, 0, 0, 1]), after).rotation_vector
+        np.testing.assert_allclose(again * np.sign(again @ axis), angle * axis, atol=1e-6)
+        assert angle == math.pi or again @ axis > 0
 
 
 def test_poses_turn_quaternions_over() -> None:
