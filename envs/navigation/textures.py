@@ -91,7 +91,7 @@ def _carpet(generator: np.random.Generator) -> Picture:
     y, x = _grid()
     waves = generator.integers(2, 6)
     pattern = np.sign(np.sin(2 * np.pi * waves * x) * np.sin(2 * np.pi * waves * y))
-    base = _colour(generator, 0.35, 0.65, 0.25)
+    base = _colour(generator, 0.35, 0.65, 0.1)
     return _paint(base, 0.16 * pattern, 0.14 * _noise(generator, 0.3), 0.08 * _noise(generator, 1.5))
 
 

@@ -2,7 +2,8 @@
 
 One ray per pixel, `mj_multiRay` for geom, distance and normal, then the same rules as MuJoCo's fixed pipeline: ambient and
 diffuse light per directional light, emission, textures projected along a geom's z with mip levels, a sky from a cube map.
-Not drawn: shadows, specular light, the headlight and spotlights, meshes' own texture coordinates, transparency. Deterministic: golden pictures use it.
+Not drawn: shadows, specular light, the headlight and spotlights, meshes' own texture coordinates, transparency.
+Deterministic: golden pictures use it.
 """
 
 from __future__ import annotations
