@@ -10,6 +10,7 @@ from rich.console import Console
 from kineflow.datasets.bench.crash import bench_crash
 from kineflow.datasets.bench.data import bench_data
 from kineflow.policies.bench.compose import bench_compose
+from kineflow.policies.bench.env import bench_env
 from kineflow.policies.bench.head import bench_head
 from kineflow.policies.bench.rows import BenchReport, Row
 from kineflow.policies.bench.sampler import bench_sampler
@@ -22,6 +23,7 @@ BENCHES: dict[str, Callable[..., Iterator[Row]]] = {
     "sampler": bench_sampler,
     "crash": bench_crash,
     "data": bench_data,
+    "env": bench_env,
 }
 
 

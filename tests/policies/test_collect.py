@@ -94,7 +94,7 @@ def test_another_configuration_is_not_mixed_in(collected: EpisodeStore) -> None:
 
 def test_a_worker_that_fails_is_heard(tmp_path: Path) -> None:
     with pytest.raises(KineflowError, match=r"world 0: .*no embodiment 'submarine'"):
-        collect(replace(TINY, embodiment="submarine"), tmp_path / "nav.eps", workers=2)
+        collect(replace(TINY, worlds=1, embodiment="submarine"), tmp_path / "nav.eps", workers=2)
 
 
 def test_stopped_by_ctrl_c_what_is_committed_stays(tmp_path: Path) -> None:
