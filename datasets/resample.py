@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from kineflow.contracts import Episode, FeatureSpec, Interface, KineflowError, Stream
 
 UNIT_TOLERANCE = 1e-2  # of a quaternion's norm, before it is normalised
+_REACHED = 1e-3  # of a step: so little after the end, where the rounding of time stamps can put it, the last step is at the end
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,8 @@ def resample_episode(episode: Episode, rate_hz: float, rules: Mapping[str, Resam
     end = min(int(s.stamp_ns[-1]) for s in episode.streams.values())
     if end < start:
         raise KineflowError(f"{episode.source or 'episode'}: its streams have no time in common, so there is no common clock")
-    steps = int((end - start) * rate_hz / 1e9) + 1
-    at_ns = start + np.round(np.arange(steps) * (1e9 / rate_hz)).astype(np.int64)
-    at_ns = at_ns[at_ns <= end]
+    steps = int((end - start) * rate_hz / 1e9 + _REACHED) + 1
+    at_ns = np.minimum(start + np.round(np.arange(steps) * (1e9 / rate_hz)).astype(np.int64), end)
     values, usable = {}, np.ones(len(at_ns), bool)
     dropped = {}
     for name, stream in episode.streams.items():

@@ -202,6 +202,19 @@ def test_a_step_alone_between_two_gaps_is_dropped_and_counted() -> None:
     assert result.dropped == {"action": 4, "single steps between gaps": 1}
 
 
+@pytest.mark.parametrize("rounded", [np.round, np.floor])
+@pytest.mark.parametrize("rate_hz", [3.0, 7.0, 10.0, 29.97, 30.0, 60.0])
+def test_a_stream_that_has_the_rate_already_keeps_every_step(rate_hz: float, rounded: np.ufunc) -> None:
+    """Its times are rounded to whole nanoseconds, often down: the last one counts as reached."""
+    for steps in range(2, 80):
+        stamp_ns = 10**18 + rounded(np.arange(steps) * (1e9 / rate_hz)).astype(np.int64)
+        action = Stream(np.arange(2 * steps, dtype=np.float32).reshape(-1, 2), stamp_ns)
+        result = resample_episode(Episode({"action": action}), rate_hz, {"action": Resample("hold", 1e-6)})
+        (piece,) = result.pieces
+        assert result.dropped == {}
+        np.testing.assert_array_equal(piece.streams["action"].values, action.values)
+
+
 def test_a_common_clock_needs_every_rule_and_common_time() -> None:
     episode = skewed(0)
     with pytest.raises(KineflowError, match=r"no resampling rule for \['action', 'force', 'front'\]"):
