@@ -63,10 +63,10 @@ def render_garbage(report: GarbageReport, console: Console) -> None:
 def _leftovers(store: Path) -> Iterator[tuple[Path, str]]:
     """Everything that is not listed, and why it has to stay ("": it need not)."""
     listed = {entry.id for entry in read_manifest(store).segments}
-    for folder in sorted((store / "segments").iterdir()):
+    for folder in sorted(store.glob("segments/*")):
         if folder.name not in listed:
             yield folder, ""
-    for left in sorted((store / "staging").iterdir()):
+    for left in sorted(store.glob("staging/*")):
         if left.suffix == SUFFIX or left.name.endswith(f"{SUFFIX}.new"):
             yield left, _needed(left, listed)
         else:

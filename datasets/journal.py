@@ -63,6 +63,7 @@ class JournalWriter:
         self.path = staging / f"{journal_id}{SUFFIX}"
         # Locked and begun under another name: nobody may find it unlocked.
         hidden = staging / f"{journal_id}{SUFFIX}.new"
+        staging.mkdir(exist_ok=True)  # what copies a store may leave out empty folders
         self._file = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

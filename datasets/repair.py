@@ -124,10 +124,10 @@ def _salvage(store: EpisodeStore, journal: Path) -> JournalReport:
     if not kept and not contents.is_finished:
         problem = f"{problem}not every stream has a sample; `kineflow data gc` removes it"
         return JournalReport(str(journal), "no whole step", problem=problem)
-    episode = recorded_episode(store.interface, contents, store.path / "staging", None if contents.is_finished else kept)
-    if not contents.is_finished:
-        episode = replace(episode, source=f"{episode.source} (repaired: recording {journal_id} was not finished)".lstrip())
     try:
+        episode = recorded_episode(store.interface, contents, store.path / "staging", None if contents.is_finished else kept)
+        if not contents.is_finished:
+            episode = replace(episode, source=f"{episode.source} (repaired: recording {journal_id} was not finished)".lstrip())
         commit_journal(store, journal_id, episode)
     except StoreError as error:
         if isinstance(error.__cause__, OSError):
