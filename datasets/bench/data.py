@@ -194,7 +194,7 @@ def _peer_row(data: DataSet, ours: str, ours_us: float, theirs_us: float, peer: 
     ratio, times = ours_us / theirs_us, PEERS[peer]
     name = f"data.{data.name}.{ours}.vs_{peer}"
     note = f"1/{1 / ratio:.3g}"
-    if ours == "ours_jpeg_native" and data.name != "natural_96":  # the goals are about 96 px; from there on JPEG itself costs more
+    if ours == "ours_jpeg_native" and data.name != "natural_96":  # goals are about 96 px; above, the JPEG alone costs more
         note += "; first epoch, without the decoded cache: no goal at this size, see jpeg_decode"
         return Row(name, ours_us, "us CPU", "lower", theirs_us, words, ratio, None, None, turns, note)
     goal = f"ratio <= 1/{times}"
