@@ -53,7 +53,8 @@ def collect(path: Path, dry_run: bool = False, wait_s: float = 10.0) -> GarbageR
 
 def render_garbage(report: GarbageReport, console: Console) -> None:
     verb = "would remove" if report.dry_run else "removed"
-    console.print(f"{report.store}: {verb} {len(report.removed)} leftovers, {report.bytes / 1e6:.1f} MB", highlight=False)
+    line = f"{report.store}: {verb} {len(report.removed)} leftovers, {report.bytes / 1e6:.1f} MB"
+    console.print(line, markup=False, highlight=False)
     for leftover in report.removed:
         console.print(f"  {leftover}", markup=False, highlight=False)
     for leftover, reason in report.kept.items():

@@ -58,13 +58,14 @@ class JournalWriter:
         """Make the journal; `sync_s` is the time between two fsyncs (in a thread of their own), 0: none.
 
         Raises:
-            StoreError: the disk is full.
+            StoreError: the disk is full or read-only.
         """
         self.path = staging / f"{journal_id}{SUFFIX}"
         # Locked and begun under another name: nobody may find it unlocked.
         hidden = staging / f"{journal_id}{SUFFIX}.new"
-        staging.mkdir(exist_ok=True)  # what copies a store may leave out empty folders
-        self._file = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND)
+        with room_for("the recording", staging):
+            staging.mkdir(exist_ok=True)  # what copies a store may leave out empty folders
+            self._file = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._write_lock = threading.Lock()

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kineflow.config import ConfigError, from_plain
 from kineflow.contracts import Interface, to_plain
@@ -228,10 +228,23 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def open_lock(file: Path) -> TextIO:
+    """The lock file of a store, made where it is not there yet.
+
+    Raises:
+        StoreError: the store has been moved or cannot be written.
+    """
+    try:
+        with room_for("its lock", file.parent):
+            return open(file, "a")
+    except FileNotFoundError:
+        raise StoreError(f"{file.parent} is gone: it was moved or removed since it was opened; open it where it is now") from None
+
+
 @contextmanager
 def _locked(store: Path) -> Iterator[None]:
     # flock, because the kernel drops it when its owner is killed: a stale lock file cannot block a store.
-    with open(store / "manifest.lock", "w") as lock:
+    with open_lock(store / "manifest.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

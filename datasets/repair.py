@@ -85,7 +85,7 @@ def whole_steps(contents: Contents) -> dict[str, int]:
 
 def render_repair(report: RepairReport, console: Console) -> None:
     if not report.journals:
-        console.print(f"{report.store}: nothing to repair, no recording was left unfinished", highlight=False)
+        console.print(f"{report.store}: nothing to repair, no recording was left unfinished", markup=False, highlight=False)
     for journal in report.journals:
         cut = ", ".join(f"{count} of {name}" for name, count in journal.cut.items())
         line = f"{journal.journal}: {journal.outcome}" + (f", {journal.steps} steps" if journal.steps else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from kineflow.contracts import KineflowError
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.manifest import sync
 from kineflow.datasets.resample import Resample, resample_episode, resampled_interface
+from kineflow.datasets.staged import staged_beside
 
 EPISODES_PER_COMMIT = 64
 
@@ -69,12 +69,11 @@ def resample_store(
     chosen = {name: rules.get(name, rules.get("*")) for name in names}
     found = {name: rule for name, rule in chosen.items() if rule is not None}
     dropped: Counter[str] = Counter()
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.resampling-", dir=destination.parent) as staged:
+    with staged_beside(destination, "resampling") as staged:
         old = source.manifest
         provenance = f"{old.provenance} (resampled to {rate_hz:g} Hz)".strip()
         interface, clock = resampled_interface(source.interface, rate_hz), f"resampled_{rate_hz:g}hz"
-        new = EpisodeStore.create(Path(staged) / "store", interface, clock, provenance, old.licence, old.cameras)
+        new = EpisodeStore.create(staged / "store", interface, clock, provenance, old.licence, old.cameras)
         with new.writer(EPISODES_PER_COMMIT) as writer:
             for index in range(source.num_episodes):
                 result = resample_episode(source.episode(index), rate_hz, found)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -39,6 +38,7 @@ from kineflow.datasets.manifest import (
 from kineflow.datasets.remote.objects import Missing, Objects
 from kineflow.datasets.remote.segment_cache import CONNECTIONS, SegmentCache
 from kineflow.datasets.segment import EncodedEpisode, Segment, entry, pack
+from kineflow.datasets.staged import staged_beside
 from kineflow.datasets.store_error import StoreError
 
 DEFAULT_LIMIT = 20 * 10**9
@@ -206,9 +206,8 @@ def pull(url: str, destination: Path, progress: Callable[[int, int], None] | Non
         raise StoreError(f"{destination} exists already; choose another destination or remove it")
     objects = Objects(url, **options)
     manifest = parse_manifest(objects.get(NAME), f"{objects.url}/{NAME}", objects.url)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.pulling-", dir=destination.parent) as staged:
-        folder = Path(staged) / "store"
+    with staged_beside(destination, "pulling") as staged:
+        folder = staged / "store"
         for name in ("segments", "staging"):
             (folder / name).mkdir(parents=True)
         cache = SegmentCache(objects, folder, max(1, sum(f.bytes for e in manifest.segments for f in e.files)))
