@@ -17,6 +17,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 # name of the format -> module:function, called as export(store, folder or file to make, progress) -> Carried
 EXPORTS: dict[str, str] = {
     "diffusion-policy-zarr": "kineflow.datasets.exporters.diffusion_policy_zarr:export_replay_buffer",
+    "isaac-lab": "kineflow.datasets.exporters.robomimic:export_robomimic",
     "lerobot-v2.1": "kineflow.datasets.exporters.lerobot:export_v21",
     "lerobot-v2.1-video": "kineflow.datasets.exporters.lerobot:export_v21_video",
     "lerobot-v3": "kineflow.datasets.exporters.lerobot:export_v3",

@@ -64,8 +64,9 @@ def leaves(group: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def text(value: Any) -> str:
-    """An attribute or scalar that holds text."""
-    value = value.item() if isinstance(value, np.ndarray) and value.shape == () else value
+    """An attribute or scalar that holds text, or an array of its bytes."""
+    if isinstance(value, np.ndarray):
+        value = value.tobytes() if value.dtype == np.uint8 else value.item() if value.shape == () else value
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 

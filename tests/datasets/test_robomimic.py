@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from kineflow.config import save_config
 from kineflow.contracts import Episode, Interface, KineflowError, Stream
@@ -115,6 +116,22 @@ def test_rewards_seeds_and_splits_survive(tmp_path: Path) -> None:
     source = open_robomimic(tmp_path / "out.hdf5", ImportOptions())
     assert [source.episode(i).split for i in range(4)] == ["train", "train", "validation", ""]
     assert [source.episode(i).seed for i in range(4)] == [7, 8, 9, 10]
+
+
+def test_isaac_lab_reads_the_export(store: EpisodeStore, tmp_path: Path) -> None:
+    export_data("isaac-lab", store, tmp_path / "demos.hdf5")
+
+    def tensors(group: Any) -> dict[str, Any]:
+        """As Isaac Lab's HDF5DatasetFileHandler.load_episode does: each data set of a demo, whatever it is."""
+        return {n: tensors(x) if isinstance(x, h5py.Group) else torch.tensor(np.array(x)) for n, x in group.items()}
+
+    with h5py.File(tmp_path / "demos.hdf5") as file:
+        demo, episode = tensors(file["data/demo_1"]), store.episode(1)
+        assert json.loads(file["data"].attrs["env_args"])["env_name"] == "kineflow"
+    np.testing.assert_array_equal(demo["actions"].numpy(), episode.streams["action"].values)
+    np.testing.assert_array_equal(demo["obs"]["front"].numpy(), episode.streams["front"].values)
+    import_data("isaac-lab", tmp_path / "demos.hdf5", tmp_path / "back.eps")
+    assert EpisodeStore.open(tmp_path / "back.eps").fingerprint() == store.fingerprint()
 
 
 def test_streams_with_clocks_of_their_own_are_refused(tmp_path: Path) -> None:
