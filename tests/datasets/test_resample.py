@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings, strategies as st
 from scipy.spatial.transform import Rotation, Slerp
 
@@ -14,6 +16,7 @@ from kineflow.cli import main
 from kineflow.contracts import Episode, Goal, Horizons, KineflowError, Stream
 from kineflow.datasets.doctor import check_store
 from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.manifest import CameraRecord
 from kineflow.datasets.resample import Resample, resample_episode, resampled, resampled_interface, source_rows
 from kineflow.datasets.windows import WindowReader
 from tests.datasets.sample_episodes import INTERFACE, sample_episode
@@ -250,6 +253,29 @@ def test_a_store_on_a_common_clock(store: EpisodeStore, tmp_path: Path, capsys: 
         assert message in capsys.readouterr().err
     assert main([*words[:3], str(tmp_path / "d.eps"), *words[4:], "--rule", "*=hold:0.000001"]) == 2
     assert not (tmp_path / "d.eps").exists()
+
+
+def test_jpegs_of_the_source_are_picked_not_encoded_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    episode, rng = sample_episode(1, INTERFACE, 12), np.random.default_rng(0)
+    frames = rng.integers(0, 256, (12, 6, 8, 3), np.uint8)
+    jpegs = [simplejpeg.encode_jpeg(frame, 70) for frame in frames]
+    store = EpisodeStore.create(tmp_path / "s.eps", INTERFACE)
+    with store.writer() as writer:
+        writer.add(replace(episode, jpeg={"front": jpegs}))
+    own = EpisodeStore.create(tmp_path / "own.eps", INTERFACE, cameras={"front": CameraRecord("jpeg:70")})
+    with own.writer() as writer:
+        writer.add(episode)
+    stamp_ns = episode.streams["front"].stamp_ns
+    for source, again in ((store, ""), (own, "front")):
+        made = source.path.with_name(f"{again}5.eps")
+        words = ["data", "resample", str(source.path), str(made), "--rate-hz", "5", "--rule", "*=nearest:0.2", "--json"]
+        assert main(words) == 0
+        assert json.loads(capsys.readouterr().out)["encoded_again"] == ([again] if again else [])
+        found = EpisodeStore.open(made)
+        clock = found.episode(0).streams["action"].stamp_ns
+        nearest = [int(np.abs(stamp_ns - t).argmin()) for t in clock]
+        if not again:
+            assert found.jpegs(0, "front") == [jpegs[row] for row in nearest]
 
 
 def test_the_interface_says_the_new_rate() -> None:
