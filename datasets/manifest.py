@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from kineflow.config import ConfigError, from_plain
 from kineflow.contracts import Interface, to_plain
@@ -228,23 +228,31 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def open_lock(file: Path) -> TextIO:
-    """The lock file of a store, made where it is not there yet.
+@contextmanager
+def lock_file(file: Path) -> Iterator[int]:
+    """Descriptor of a lock file of a store, made where it is not there yet.
+
+    An flock, because the kernel drops it when its owner is killed: a stale lock file cannot block a store. At the end it is
+    unlocked, not only closed: a process that was forked meanwhile has it open too.
 
     Raises:
         StoreError: the store has been moved or cannot be written.
     """
     try:
         with room_for("its lock", file.parent):
-            return open(file, "a")
+            lock = os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
     except FileNotFoundError:
         raise StoreError(f"{file.parent} is gone: it was moved or removed since it was opened; open it where it is now") from None
+    try:
+        yield lock
+    finally:
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        os.close(lock)
 
 
 @contextmanager
 def _locked(store: Path) -> Iterator[None]:
-    # flock, because the kernel drops it when its owner is killed: a stale lock file cannot block a store.
-    with open_lock(store / "manifest.lock") as lock:
+    with lock_file(store / "manifest.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

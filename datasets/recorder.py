@@ -205,6 +205,8 @@ class EpisodeRecorder:
         self._journal.close()
 
     def _require_open(self) -> None:
+        if not self._journal.is_mine:
+            raise StoreError(f"recording {self.id} was made in another process; make a new EpisodeRecorder in this one")
         if not self._is_open:
             raise StoreError(f"recording {self.id} is over; make a new EpisodeRecorder for the next episode")
 

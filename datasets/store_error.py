@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,12 @@ def room_for(what: str, folder: Path, needed: int = 0) -> Iterator[None]:
         there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         free = shutil.disk_usage(there).free
         wanted = f"it needs {_size(needed)}, " if needed else ""
+        limits = os.statvfs(there)
+        if limits.f_files and not limits.f_favail:
+            raise StoreError(
+                f"{folder}: no room for {what} ({error.strerror}): its file system can hold no more files (inodes), "
+                "whatever their size; remove some and try again; what was committed before is intact"
+            ) from error
         remedy = f"free at least {_size(max(needed - free, 0) or needed)}" if needed else "free some room"
         raise StoreError(
             f"{folder}: no room for {what} ({error.strerror}): {wanted}{_size(free)} are free; "

@@ -63,6 +63,22 @@ def test_writing_says_that_the_folder_is_read_only_and_what_to_do(read_only: Pat
         WRITING[what](store)
 
 
+def test_a_disk_without_inodes_is_not_told_to_free_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled(tmp_path / "s.eps")
+    limits = os.statvfs_result([4096, 4096, 10**6, 10**6, 10**6, 1000, 0, 0, 0, 255])
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", lambda path: limits)
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(StoreError, match=r"no more files \(inodes\).*remove some"):
+            add(store)
+    add(store)
+    assert store.num_episodes == 3
+
+
 def test_statistics_that_cannot_be_kept_are_measured(read_only: Path) -> None:
     store = EpisodeStore.open(read_only / "s.eps")
     assert kept_statistics(store) == store_statistics(store)
