@@ -87,6 +87,17 @@ def test_files_that_arrive_together_stay_within_the_limit(tmp_path: Path, monkey
     assert cache.held_bytes == bytes_of(copies(tmp_path)) <= 2500
 
 
+def test_the_longest_unused_copy_makes_room(tmp_path: Path) -> None:
+    objects: Any = AllAtOnce(1)
+    cache = SegmentCache(objects, tmp_path / "cache", 2500)
+    one, two, three = (FileEntry(name, 1000, crc32c(bytes(1000))) for name in "abc")
+    for age_s, file in ((20, one), (10, two)):
+        os.utime(cache.path("01A", file), (time.time() - age_s, time.time() - age_s))
+    assert cache.held("01A", one) is not None  # used just now
+    cache.path("01A", three)
+    assert sorted(path.name for path in copies(tmp_path)) == ["a", "c"]
+
+
 def test_a_copy_that_is_evicted_before_it_is_opened_is_fetched_again(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = served
     real, evicted = SegmentCache.path, set[Path]()
