@@ -205,5 +205,22 @@ def decode_jpeg(data: bytes | memoryview, out: np.ndarray) -> None:
         )
 
 
+def check_jpeg(data: bytes) -> tuple[int, int]:
+    """Height and width of a JPEG that can be decoded to its end, found at an eighth of its size: six tenths of the time.
+
+    Raises:
+        CorruptData: no JPEG, or one that is cut or damaged.
+    """
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise CorruptData(f"these bytes are not a JPEG image ({error})") from None
+    try:
+        simplejpeg.decode_jpeg(data, "RGB", fastdct=True, fastupsample=True, min_height=1, min_width=1, min_factor=8)
+    except ValueError as error:
+        raise CorruptData(f"this JPEG of {height} x {width} cannot be decoded ({error})") from None
+    return height, width
+
+
 def _jpeg(quality: int, ratio: float | None = None) -> FrameCodec:
     return FrameCodec("jpeg", quality, "444" if quality >= FULL_COLOUR_FROM else "420", ratio)

@@ -53,7 +53,8 @@ def collect(path: Path, dry_run: bool = False, wait_s: float = 10.0) -> GarbageR
 
 def render_garbage(report: GarbageReport, console: Console) -> None:
     verb = "would remove" if report.dry_run else "removed"
-    console.print(f"{report.store}: {verb} {len(report.removed)} leftovers, {report.bytes / 1e6:.1f} MB", highlight=False)
+    line = f"{report.store}: {verb} {len(report.removed)} leftovers, {report.bytes / 1e6:.1f} MB"
+    console.print(line, markup=False, highlight=False)
     for leftover in report.removed:
         console.print(f"  {leftover}", markup=False, highlight=False)
     for leftover, reason in report.kept.items():
@@ -63,10 +64,10 @@ def render_garbage(report: GarbageReport, console: Console) -> None:
 def _leftovers(store: Path) -> Iterator[tuple[Path, str]]:
     """Everything that is not listed, and why it has to stay ("": it need not)."""
     listed = {entry.id for entry in read_manifest(store).segments}
-    for folder in sorted((store / "segments").iterdir()):
+    for folder in sorted(store.glob("segments/*")):
         if folder.name not in listed:
             yield folder, ""
-    for left in sorted((store / "staging").iterdir()):
+    for left in sorted(store.glob("staging/*")):
         if left.suffix == SUFFIX or left.name.endswith(f"{SUFFIX}.new"):
             yield left, _needed(left, listed)
         else:

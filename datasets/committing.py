@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kineflow.datasets.manifest import read_manifest
+from kineflow.datasets.manifest import lock_file, read_manifest
 from kineflow.datasets.store_error import StoreError
 
 LOCK = "writers.lock"
@@ -23,7 +23,7 @@ LOCK = "writers.lock"
 @contextmanager
 def committing(store: Path, *segment_ids: str) -> Iterator[None]:
     """Hold off gc while these segments are written and published; if that fails, nothing of them stays behind."""
-    with open(store / LOCK, "a") as lock:
+    with lock_file(store / LOCK) as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         try:
             yield
@@ -40,7 +40,7 @@ def nobody_commits(store: Path, wait_s: float = 10.0) -> Iterator[None]:
     Raises:
         StoreError: a commit has lasted longer than `wait_s`.
     """
-    with open(store / LOCK, "a") as lock:
+    with lock_file(store / LOCK) as lock:
         deadline = time.monotonic() + wait_s
         while True:
             try:

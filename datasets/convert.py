@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from kineflow.datasets.engines import EPISODES_PER_COMMIT, Engine, Job, import_w
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.importers.source import Facts, ImportOptions, open_source
 from kineflow.datasets.manifest import CameraRecord, sync
+from kineflow.datasets.staged import staged_beside
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,9 @@ def import_data(
         check_policy(options.codec, "any")
     opened = open_source(name, source, options)
     facts = opened.facts
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.importing-", dir=destination.parent) as staged:
+    with staged_beside(destination, "importing") as staged:
         licence, cameras = options.licence or facts.licence, _cameras(facts, options)
-        store = EpisodeStore.create(Path(staged) / "store", facts.interface, facts.clock, facts.provenance, licence, cameras)
+        store = EpisodeStore.create(staged / "store", facts.interface, facts.clock, facts.provenance, licence, cameras)
         if workers == 1 and engine == "pool":
             # The codecs of the first episode are those of all, so that nothing depends on where segments begin.
             with store.writer(EPISODES_PER_COMMIT, codecs={}) as writer:

@@ -2,6 +2,7 @@
 
     <folder>/<key>/frames    row after row, uint8; sparse: only rows that were decoded take disk
     <folder>/<key>/filled    which rows are whole: a header with key and size, one bit a row, crc32c
+    <folder>/<key>/claimed   bytes taken so far, then one byte a row that may take disk; shared memory of all processes
 
 The key hashes the store's segments in their order, the camera and the decoder, so other data never find this cache. Rows are
 listed as filled only after their bytes are durable, by replacing the list in one rename; a list that is torn, of another
@@ -9,16 +10,20 @@ key or of another size counts as empty. What a killed process had not listed is 
 checked again when they are read: like memory, a scratch disk is trusted once written.
 
 When the byte budget is used up, or the disk is full, further frames are decoded each time. Several processes may share a
-cache: they write the same bytes, and lists are joined.
+cache: they write the same bytes, lists are joined, and a row is claimed before it is written, so that the budget bounds what all
+of them write, killed ones included. Who opens a cache that is larger than its budget empties it, unless others have it open.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,7 +38,7 @@ from kineflow.datasets.mapped_file import map_file
 
 _FORMAT = "kineflow-decoded-cache-1"
 _PAGE = 4096
-_LIST_EVERY = 4096  # frames decoded, until they are listed as filled
+_LIST_EVERY = 64, 4096  # frames decoded, until they are listed as filled: a sixteenth of all within these bounds
 
 
 def default_cache_folder() -> Path:
@@ -66,20 +71,30 @@ class DecodedCache:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._folder / "frames", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
-            if os.fstat(self._file).st_size != total:
-                (self._folder / "filled").unlink(missing_ok=True)
-                os.ftruncate(self._file, total)
+            with self._taking_turns():
+                self._claims = _shared_bytes(self._folder / "claimed", 8 + len(reader))
+                self._taken = self._claims[:8].view(np.int64)
+                if os.fstat(self._file).st_size != total or (self._allocated() > budget_bytes and self._is_alone()):
+                    (self._folder / "filled").unlink(missing_ok=True)
+                    os.ftruncate(self._file, 0)
+                    os.ftruncate(self._file, total)
+                    self._claims[:] = 0
+                self._taken[0] = self._allocated()
+                fcntl.flock(self._file, fcntl.LOCK_SH)  # until it is closed, in forked processes too
         except OSError as error:
             raise KineflowError(
                 f"{folder}: no decoded cache can be kept here ({error}); name another folder, or use disk"
             ) from error
         self._frames = map_file(self._folder / "frames").reshape(len(reader), self._size)
         self._filled: Bool[np.ndarray, "N"] = self._listed()
-        self._used = int(self._cost(np.flatnonzero(self._filled)).sum())
         self._unlisted, self._full = 0, False
+        self._list_every = int(np.clip(len(reader) // 16, *_LIST_EVERY))
         self._lock, self._process = threading.Lock(), os.getpid()
 
     def __del__(self) -> None:
+        if hasattr(self, "_lock"):
+            with suppress(Exception):  # the interpreter may be half gone
+                self.flush()
         if hasattr(self, "_file"):
             os.close(self._file)
 
@@ -90,8 +105,8 @@ class DecodedCache:
 
     @property
     def used_bytes(self) -> int:
-        """Of the budget; an upper bound of what the frames take on disk."""
-        return self._used
+        """Of the budget, by all processes; an upper bound of what the frames take on disk."""
+        return int(self._taken[0])
 
     def read(self, rows: Int64[np.ndarray, "..."], out: np.ndarray) -> None:
         """Frames `rows` into `out` [..., H, W, 3], C-contiguous.
@@ -124,13 +139,11 @@ class DecodedCache:
         """Write decoded frames as far as the budget allows."""
         if self._full:
             return
-        cost = self._cost(rows)
-        with self._own_lock():
-            fits = int((self._used + np.cumsum(cost) <= self._budget).sum())
-            self._used += int(cost[:fits].sum())
-        done = 0
+        done, refused = 0, False
         try:
-            for row, frame in zip(rows[:fits].tolist(), pixels[:fits]):
+            kept = self._claim(rows)
+            rows, pixels, refused = rows[kept], pixels[kept], not kept.all()
+            for row, frame in zip(rows.tolist(), pixels):
                 # Not through the mapping: on a full disk that would end the process.
                 if os.pwrite(self._file, frame, row * self._size) != self._size:
                     raise OSError(errno.ENOSPC, "no room for the rest of a frame")
@@ -140,9 +153,36 @@ class DecodedCache:
         with self._own_lock():
             self._filled[rows[:done]] = True
             self._unlisted += done
-            self._full |= fits < len(rows)
-            if self._unlisted >= _LIST_EVERY or (self._full and self._unlisted):
+            if self._unlisted >= self._list_every or ((self._full or refused) and self._unlisted):
                 self._list()
+
+    def _claim(self, rows: Int64[np.ndarray, "M"]) -> Bool[np.ndarray, "M"]:
+        """Which of `rows` may be written: those that somebody claimed before, and as many others as the budget allows."""
+        with self._taking_turns():
+            claimed = self._claims[8:][rows] != 0
+            cost = np.where(claimed, 0, self._cost(rows))
+            fits: np.ndarray = claimed | (self._taken[0] + np.cumsum(cost) <= self._budget)
+            self._taken[0] += int(cost[fits].sum())
+            self._claims[8:][rows[fits]] = 1
+        return fits
+
+    def _allocated(self) -> int:
+        """Bytes that the frames take on disk or may take by what is claimed."""
+        return max(int(self._cost(np.flatnonzero(self._claims[8:])).sum()), os.fstat(self._file).st_blocks * 512)
+
+    def _is_alone(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    @contextmanager
+    def _taking_turns(self) -> Iterator[None]:
+        """One at a time, among threads and processes: each call has a lock of its own, which a fork does not share."""
+        with open(self._folder / "lock", "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _list(self) -> None:
         """Make the frames durable, then say so; callers hold the lock."""
@@ -151,7 +191,6 @@ class DecodedCache:
         try:
             os.fdatasync(self._file)
             self._filled |= self._listed()
-            self._used = int(self._cost(np.flatnonzero(self._filled)).sum())
             staged = self._folder / f"filled.{os.getpid()}"
             with open(staged, "wb") as file:
                 file.write(with_crc(self._header() + np.packbits(self._filled).tobytes()))
@@ -188,3 +227,16 @@ class DecodedCache:
         if self._process != os.getpid():  # forked, perhaps while another thread held it
             self._lock, self._process = threading.Lock(), os.getpid()
         return self._lock
+
+
+def _shared_bytes(path: Path, size: int) -> np.ndarray:
+    """`size` bytes of a file, zero at first, in memory that all who open it share. Its disk is taken now: later is too late."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+    try:
+        if os.fstat(file).st_size != size:
+            os.ftruncate(file, 0)
+            if os.pwrite(file, bytes(size), 0) != size:
+                raise OSError(errno.ENOSPC, "no room for the list of its rows")
+    finally:
+        os.close(file)
+    return np.memmap(path, np.uint8, "r+", shape=(size,))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from kineflow.datasets.doctor_checks.clocks import clock_findings
 from kineflow.datasets.doctor_checks.episodes import episode_findings
@@ -75,7 +76,7 @@ def render_findings(findings: Sequence[Finding], console: Console) -> None:
     for group in grouped(findings):
         for finding in group[:SHOWN]:
             colour = "red" if finding.severity == "error" else "yellow"
-            console.print(f"[{colour}]{finding.severity}[/{colour}]", finding.where, markup=True, highlight=False)
+            console.print(f"[{colour}]{finding.severity}[/{colour}]", escape(finding.where), markup=True, highlight=False)
             console.print(f"  {finding.problem}", markup=False, highlight=False)
             if finding is group[0]:
                 console.print(f"  remedy: {finding.remedy}", markup=False, highlight=False)

@@ -53,11 +53,14 @@ def checked(interface: Interface, episode: Episode, number: int) -> Episode:
         streams[name] = Stream(values, _stamps(stream.stamp_ns, len(values), what))
     for name in episode.jpeg:
         _check_jpeg(interface, episode, name, where)
-    spans = tuple(_span(span, where) for span in episode.spans)
+    return replace(checked_facts(episode, where), streams=streams)
+
+
+def checked_facts(episode: Episode, where: str) -> Episode:
+    """The episode with all that is not a stream as it will be stored; `where` begins the message of the StoreError."""
     return replace(
         _facts(episode, where),
-        streams=streams,
-        spans=spans,
+        spans=tuple(_span(span, where) for span in episode.spans),
         goals={name: _goal(goal, name, where) for name, goal in episode.goals.items()},
     )
 
@@ -97,7 +100,7 @@ def _frames(values: np.ndarray, interface: Interface, name: str, what: str) -> n
 def _stamps(stamp_ns: np.ndarray, length: int, what: str) -> np.ndarray:
     if stamp_ns.dtype != np.int64 or stamp_ns.shape != (length,):
         raise StoreError(f"{what}: timestamps are {stamp_ns.dtype} {list(stamp_ns.shape)}, needed is int64 ns [{length}]")
-    step = np.flatnonzero(np.diff(stamp_ns) <= 0)
+    step = np.flatnonzero(stamp_ns[1:] <= stamp_ns[:-1])  # their difference may be beyond int64
     if len(step):
         raise StoreError(
             f"{what}, step {step[0] + 1}: timestamp {stamp_ns[step[0] + 1]} ns does not come after {stamp_ns[step[0]]} ns; "

@@ -42,6 +42,7 @@ from kineflow.datasets.manifest import (
 from kineflow.datasets.quantile_sketch import QuantileSketch, side_by_side
 from kineflow.datasets.segment import EncodedEpisode, Segment, schema_hash, vector_streams
 from kineflow.datasets.statistics import Moments, Totals, feature_statistics, join
+from kineflow.datasets.store_error import room_for
 
 T = TypeVar("T")
 
@@ -76,8 +77,9 @@ class EpisodeStore:
             raise StoreError(f"{path} exists already; open it with EpisodeStore.open, or choose another path or remove it")
         records = {name: CameraRecord() for name in interface.cameras} | dict(cameras or {})
         check_cameras(interface, records)
-        for folder in ("segments", "staging"):
-            (path / folder).mkdir(parents=True)
+        with room_for("a store", path):
+            for folder in ("segments", "staging"):
+                (path / folder).mkdir(parents=True)
         write_manifest(path, Manifest(replace(interface, goals={}), records, clock, provenance, licence))
         return cls.open(path)
 

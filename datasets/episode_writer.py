@@ -110,6 +110,7 @@ def write_segment(store: Path, interface: Interface, episodes: Sequence[EncodedE
         folders = {staged / parent for path in files for parent in Path(path).parents}
         with ThreadPoolExecutor(_SYNC_THREADS) as pool:
             list(pool.map(sync, [*(staged / path for path in files), *folders]))
+        (store / "segments").mkdir(exist_ok=True)  # what copies a store may leave out empty folders
         os.rename(staged, store / "segments" / added.id)
         sync(store / "segments")
     return added

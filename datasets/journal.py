@@ -22,6 +22,7 @@ import mmap
 import os
 import struct
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +59,14 @@ class JournalWriter:
         """Make the journal; `sync_s` is the time between two fsyncs (in a thread of their own), 0: none.
 
         Raises:
-            StoreError: the disk is full.
+            StoreError: the disk is full or read-only.
         """
         self.path = staging / f"{journal_id}{SUFFIX}"
         # Locked and begun under another name: nobody may find it unlocked.
         hidden = staging / f"{journal_id}{SUFFIX}.new"
-        self._file = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND)
+        with room_for("the recording", staging):
+            staging.mkdir(exist_ok=True)  # what copies a store may leave out empty folders
+            self._file = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._write_lock = threading.Lock()
@@ -75,6 +78,8 @@ class JournalWriter:
             os.close(self._file)
             hidden.unlink(missing_ok=True)
             raise
+        self.is_mine = True  # False in a process that was forked from the one that made it
+        _open_here.add(self)
         self._stop = threading.Event()
         self._syncing: threading.Thread | None = None
         if sync_s > 0:
@@ -97,9 +102,17 @@ class JournalWriter:
 
     def close(self) -> None:
         """Let go of the journal; it stays where it is."""
+        if not self.is_mine:
+            return
+        _open_here.discard(self)
         self._stop.set()
         if self._syncing is not None:
             self._syncing.join()
+        os.close(self._file)
+
+    def disown(self) -> None:
+        """In a forked process: the lock must end with the process that records."""
+        self.is_mine = False
         os.close(self._file)
 
     def _write(self, parts: list[bytes]) -> None:
@@ -127,6 +140,18 @@ class JournalWriter:
                     self._failed_sync = error
                     return
                 self._synced = size
+
+
+_open_here: weakref.WeakSet[JournalWriter] = weakref.WeakSet()
+
+
+def _disown_all() -> None:
+    for writer in list(_open_here):
+        writer.disown()
+    _open_here.clear()
+
+
+os.register_at_fork(after_in_child=_disown_all)
 
 
 @dataclass(frozen=True)

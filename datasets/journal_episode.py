@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from numcodecs import blosc
 
 from kineflow.contracts import CameraSpec, Episode, Goal, Interface, Span, Stream
+from kineflow.datasets.checksums import CorruptData
+from kineflow.datasets.codecs import decode_jpeg
 from kineflow.datasets.committing import discard
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.journal import JPEG, Contents, Samples
 from kineflow.datasets.segment import vector_streams
+from kineflow.datasets.store_error import StoreError
 
 IN_RAM_BYTES = 2**30  # frames of one camera beyond this are held in a temporary file while the episode is committed
 _LZ4_LEVEL = 1  # the fastest: the store's own codec is chosen when the episode is committed
@@ -43,6 +45,9 @@ def recorded_episode(interface: Interface, contents: Contents, scratch: Path, ke
     """The episode of a journal, of each stream the first `kept` samples; large ones lie in a nameless file in `scratch`.
 
     Streams without samples are left out; `checked` refuses the episode then.
+
+    Raises:
+        StoreError: a JPEG that cannot be decoded, which `EpisodeRecorder` refuses today.
     """
     facts = dict(contents.facts)
     goals = {name: _goal(plain) for name, plain in facts.pop("goals").items()}
@@ -56,7 +61,7 @@ def recorded_episode(interface: Interface, contents: Contents, scratch: Path, ke
             raw = b"".join(contents.payload(place) for place in samples.places[:count])
             values = np.frombuffer(raw, "<f4").reshape(count, -1)
         else:
-            values = _frames(interface.cameras[name], contents, samples, count, scratch)
+            values = _frames(name, interface.cameras[name], contents, samples, count, scratch)
             if set(samples.kinds[:count]) == {JPEG}:
                 jpeg[name] = [contents.payload(place) for place in samples.places[:count]]
         streams[name] = Stream(values, samples.stamp_ns[:count])
@@ -76,7 +81,7 @@ def commit_journal(store: EpisodeStore, journal_id: str, episode: Episode) -> No
         store.reload()
 
 
-def _frames(camera: CameraSpec, contents: Contents, samples: Samples, count: int, scratch: Path) -> np.ndarray:
+def _frames(name: str, camera: CameraSpec, contents: Contents, samples: Samples, count: int, scratch: Path) -> np.ndarray:
     shape = (count, *camera.frame_shape)
     dtype = np.dtype(np.uint8 if camera.kind == "rgb" else np.uint16)
     values: np.ndarray
@@ -85,10 +90,13 @@ def _frames(camera: CameraSpec, contents: Contents, samples: Samples, count: int
             values = np.memmap(file, dtype, "w+", shape=shape)
     else:
         values = np.empty(shape, dtype)
-    for place, kind, into in zip(samples.places, samples.kinds, values):
+    for number, (place, kind, into) in enumerate(zip(samples.places, samples.kinds, values)):
         payload = contents.payload(place)
         if kind == JPEG:
-            into[:] = simplejpeg.decode_jpeg(payload, "RGB")
+            try:
+                decode_jpeg(payload, into)
+            except CorruptData as error:
+                raise StoreError(f"camera '{name}', frame {number} of the recording: {error}") from error
         else:
             into[:] = np.frombuffer(blosc.decompress(payload), dtype).reshape(camera.frame_shape)
     return values

@@ -236,9 +236,30 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
+def lock_file(file: Path) -> Iterator[int]:
+    """Descriptor of a lock file of a store, made where it is not there yet.
+
+    An flock, because the kernel drops it when its owner is killed: a stale lock file cannot block a store. At the end it is
+    unlocked, not only closed: a process that was forked meanwhile has it open too.
+
+    Raises:
+        StoreError: the store has been moved or cannot be written.
+    """
+    try:
+        with room_for("its lock", file.parent):
+            lock = os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
+    except FileNotFoundError:
+        raise StoreError(f"{file.parent} is gone: it was moved or removed since it was opened; open it where it is now") from None
+    try:
+        yield lock
+    finally:
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        os.close(lock)
+
+
+@contextmanager
 def _locked(store: Path) -> Iterator[None]:
-    # flock, because the kernel drops it when its owner is killed: a stale lock file cannot block a store.
-    with open(store / "manifest.lock", "w") as lock:
+    with lock_file(store / "manifest.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,6 +11,7 @@ from kineflow.contracts import interface_differences
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.manifest import Manifest, SegmentEntry, StoreError, read_manifest, replace_manifest, sync
 from kineflow.datasets.segment import Segment, schema_hash
+from kineflow.datasets.staged import staged_beside
 from kineflow.datasets.store_error import room_for
 from kineflow.datasets.upkeep import UpkeepReport, report, with_segments
 
@@ -38,11 +38,10 @@ def merge(sources: Sequence[Path], destination: Path, progress: Callable[[int, i
         _require_equal(Path(sources[0]), first, source, manifest)
     copies = [(source, entry) for source, manifest in manifests.items() for entry in manifest.segments]
     _require_distinct(copies)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.merging-", dir=destination.parent) as staged:
+    with staged_beside(destination, "merging") as staged:
         merged = _joined(list(manifests.values()))
         store = EpisodeStore.create(
-            Path(staged) / "store", merged.schema, merged.clock, merged.provenance, merged.licence, merged.cameras
+            staged / "store", merged.schema, merged.clock, merged.provenance, merged.licence, merged.cameras
         )
         for number, (source, entry) in enumerate(copies):
             _copy(source, entry, store.path)

@@ -134,6 +134,7 @@ class _Opened:
 
     def __init__(self, target: Interface, horizons: Horizons, source: Source) -> None:
         self._source, self._target, offered = source, target, source.store.interface
+        self._check_names()
         taken = {name: source.features.get(name, name) for name in target.features}
         here = list(dict.fromkeys(feature for feature in taken.values() if feature in offered.features))
         cameras = {name: source.cameras.get(name, name) for name in target.cameras}
@@ -204,6 +205,17 @@ class _Opened:
                     f"'{name}' is at {offered.rate_hz:g} Hz, the target at {wanted.rate_hz:g} Hz", "resample the data first"
                 )
         return _Columns(np.array(column, np.int64), np.array(known, bool), np.array(fill, np.float32))
+
+    def _check_names(self) -> None:
+        """A misspelt entry must not be one that has no effect."""
+        vectors = {**self._target.features, ACTION: self._target.action}
+        dimensions = [f"{name}.{dimension}" for name, spec in vectors.items() for dimension in spec.vector.names]
+        features, cameras = sorted(self._target.features), sorted(self._target.cameras)
+        known = {"features": features, "dimensions": dimensions, "cameras": cameras, "fill": [*dimensions, *cameras]}
+        for mapping, names in known.items():
+            unknown = sorted(set(getattr(self._source, mapping)) - set(names))
+            if unknown:
+                raise self._refused(f"`{mapping}` names {unknown}, the target only {names}", "correct or remove them")
 
     def _has_camera(self, name: str, camera: str) -> bool:
         offered, wanted = self._source.store.interface.cameras, self._target.cameras[name]

@@ -15,17 +15,21 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import simplejpeg
 
-from kineflow.contracts import CameraSpec, Goal, Span
+from kineflow.contracts import CameraSpec, Episode, Goal, Span
+from kineflow.datasets.checksums import CorruptData
+from kineflow.datasets.codecs import check_jpeg
+from kineflow.datasets.episode_check import checked_facts
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.journal import CLOSING, FRAME, JPEG, VECTOR, JournalWriter, Record, read_journal
 from kineflow.datasets.journal_episode import commit_journal, compress_frame, plain_facts, recorded_episode
@@ -41,7 +45,8 @@ class EpisodeRecorder:
     """One episode being recorded; context manager.
 
     Leaving the block commits what was appended (`finish()`), unless `finish` or `abort` was called. On an exception the
-    journal stays for `kineflow data repair`. Methods may be called from several threads, one stream from one thread.
+    journal stays for `kineflow data repair`. Methods may be called from several threads, one stream from one thread; what
+    another thread appends while `finish` runs is either in the episode or refused.
     """
 
     def __init__(
@@ -58,7 +63,11 @@ class EpisodeRecorder:
         goals: Mapping[str, Goal] | None = None,
         sync_s: float = 1.0,
     ) -> None:
-        """What is known of the episode now survives a crash; `finish` may still change it. `sync_s`: see journal.py."""
+        """What is known of the episode now survives a crash; `finish` may still change it. `sync_s`: see journal.py.
+
+        Raises:
+            StoreError: one of these facts cannot be stored, or there is no room.
+        """
         self._store, self._interface = store, store.interface
         self._widths = vector_streams(self._interface)
         self._streams = [*self._widths, *self._interface.cameras]
@@ -77,6 +86,7 @@ class EpisodeRecorder:
             "operator": operator,
         }
         self.id = new_ulid()
+        self._facts = self._checked(self._facts)  # now: after a crash nobody is there who could mend them
         opening = {
             "streams": self._streams,
             "schema_hash": schema_hash(self._interface),
@@ -87,6 +97,7 @@ class EpisodeRecorder:
         }
         self._journal = JournalWriter(store.path / "staging", self.id, opening, sync_s)
         self._is_open = True
+        self._lock = threading.Lock()  # no sample comes between what `finish` reads and the end of the journal
 
     def __enter__(self) -> EpisodeRecorder:
         return self
@@ -115,38 +126,55 @@ class EpisodeRecorder:
     def append_step(self, values: Mapping[str, Sample], stamp_ns: int) -> None:
         """Record samples of several streams taken together: all of them or none. Raises as `append` does."""
         self._require_open()
-        stamp = int(stamp_ns)
+        stamp = _stamp(stamp_ns, f"recording {self.id}, streams {sorted(values)}")
         records = [self._record(stream, value, stamp) for stream, value in values.items()]
-        self._journal.append(records)
-        for stream in values:
-            self._last_ns[stream] = stamp
+        with self._lock:
+            self._require_open()
+            self._journal.append(records)
+            for stream in values:
+                self._last_ns[stream] = stamp
 
     def finish(self, *, success: bool | None = None, spans: Sequence[Span] = (), **changed: Any) -> None:
         """Commit the episode durably and remove the journal; `changed` are other fields of `Episode` known only now.
 
         Raises:
-            StoreError: a stream has no sample, an unknown field, or there is no room. The recorder stays open: append, free
-                some room and call `finish` again, or `abort`.
+            StoreError: a stream has no sample, an unknown field, one that cannot be stored, or there is no room. The recorder
+                stays open: append, free some room and call `finish` again, or `abort`.
         """
         self._require_open()
         unknown = set(changed) - set(self._facts)
         if unknown:
             raise StoreError(f"episodes have no field {sorted(unknown)}; finish() takes {sorted(self._facts)}")
-        empty = [name for name in self._streams if name not in self._last_ns]
-        if empty:
-            raise StoreError(f"recording {self.id}: no sample of {empty}; append to each stream of the schema, or call abort()")
-        self._facts |= {"success": success, "spans": tuple(spans), **changed}
-        self._journal.append([Record(CLOSING, 0, 0, json.dumps(plain_facts(self._facts)).encode())])
-        episode = recorded_episode(self._interface, read_journal(self._journal.path), self._store.path / "staging")
-        commit_journal(self._store, self.id, episode)
-        self._journal.path.unlink()
-        self._close()
+        known = self._checked(self._facts | {"success": success, "spans": tuple(spans), **changed})
+        with self._lock:
+            self._require_open()
+            empty = [name for name in self._streams if name not in self._last_ns]
+            if empty:
+                raise StoreError(
+                    f"recording {self.id}: no sample of {empty}; append to each stream of the schema, or call abort()"
+                )
+            self._is_open = False  # other threads need not wait to be told that it is over
+        try:
+            self._facts = known
+            self._journal.append([Record(CLOSING, 0, 0, json.dumps(plain_facts(known)).encode())])
+            episode = recorded_episode(self._interface, read_journal(self._journal.path), self._store.path / "staging")
+            commit_journal(self._store, self.id, episode)
+            self._journal.path.unlink()
+        except BaseException:
+            self._is_open = True
+            raise
+        self._journal.close()
 
     def abort(self) -> None:
         """Drop the episode."""
-        self._require_open()
-        self._journal.path.unlink()
-        self._close()
+        with self._lock:
+            self._require_open()
+            self._journal.path.unlink()
+            self._close()
+
+    def _checked(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        known = checked_facts(Episode({}, **facts), f"recording {self.id}")
+        return {name: getattr(known, name) for name in facts}
 
     def _record(self, stream: str, value: Sample, stamp_ns: int) -> Record:
         what = f"recording {self.id}, stream '{stream}'"
@@ -163,7 +191,8 @@ class EpisodeRecorder:
         return Record(FRAME, self._number[stream], stamp_ns, _frame(value, camera, what))
 
     def _leave(self) -> None:
-        self._close()
+        with self._lock:
+            self._close()
         _log.warning(
             "recording %s was not finished; what was appended is in %s: run `kineflow data repair %s`",
             self.id,
@@ -176,8 +205,22 @@ class EpisodeRecorder:
         self._journal.close()
 
     def _require_open(self) -> None:
+        if not self._journal.is_mine:
+            raise StoreError(f"recording {self.id} was made in another process; make a new EpisodeRecorder in this one")
         if not self._is_open:
             raise StoreError(f"recording {self.id} is over; make a new EpisodeRecorder for the next episode")
+
+
+def _stamp(stamp_ns: int, what: str) -> int:
+    try:
+        stamp = operator.index(stamp_ns)
+    except TypeError:
+        raise StoreError(
+            f"{what}: timestamp {stamp_ns!r} is no whole number; give int nanoseconds, as time.time_ns() does"
+        ) from None
+    if not -(2**63) <= stamp < 2**63:
+        raise StoreError(f"{what}: timestamp {stamp} ns does not fit into int64; drop the sample or mend the clock")
+    return stamp
 
 
 def _vector(value: Sample, width: int, what: str) -> bytes:
@@ -202,9 +245,9 @@ def _frame(value: Sample, camera: CameraSpec, what: str) -> bytes:
 
 def _jpeg(value: bytes, camera: CameraSpec, what: str) -> bytes:
     try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(value)
-    except ValueError as error:
-        raise StoreError(f"{what}: these bytes are not a JPEG image ({error})") from None
+        height, width = check_jpeg(value)
+    except CorruptData as error:
+        raise StoreError(f"{what}: {error}; drop the frame or mend its source") from None
     if camera.kind != "rgb" or (height, width) != (camera.height, camera.width):
         raise StoreError(f"{what}: a JPEG of {height} x {width}, the schema says {camera.kind} {camera.height} x {camera.width}")
     return value

@@ -85,7 +85,7 @@ def whole_steps(contents: Contents) -> dict[str, int]:
 
 def render_repair(report: RepairReport, console: Console) -> None:
     if not report.journals:
-        console.print(f"{report.store}: nothing to repair, no recording was left unfinished", highlight=False)
+        console.print(f"{report.store}: nothing to repair, no recording was left unfinished", markup=False, highlight=False)
     for journal in report.journals:
         cut = ", ".join(f"{count} of {name}" for name, count in journal.cut.items())
         line = f"{journal.journal}: {journal.outcome}" + (f", {journal.steps} steps" if journal.steps else "")
@@ -124,10 +124,10 @@ def _salvage(store: EpisodeStore, journal: Path) -> JournalReport:
     if not kept and not contents.is_finished:
         problem = f"{problem}not every stream has a sample; `kineflow data gc` removes it"
         return JournalReport(str(journal), "no whole step", problem=problem)
-    episode = recorded_episode(store.interface, contents, store.path / "staging", None if contents.is_finished else kept)
-    if not contents.is_finished:
-        episode = replace(episode, source=f"{episode.source} (repaired: recording {journal_id} was not finished)".lstrip())
     try:
+        episode = recorded_episode(store.interface, contents, store.path / "staging", None if contents.is_finished else kept)
+        if not contents.is_finished:
+            episode = replace(episode, source=f"{episode.source} (repaired: recording {journal_id} was not finished)".lstrip())
         commit_journal(store, journal_id, episode)
     except StoreError as error:
         if isinstance(error.__cause__, OSError):

@@ -12,7 +12,7 @@ Nothing is extrapolated: a time without a sample within the gap is not usable, a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from kineflow.contracts import Episode, FeatureSpec, Interface, KineflowError, Stream
 
 UNIT_TOLERANCE = 1e-2  # of a quaternion's norm, before it is normalised
+_REACHED = 1e-3  # of a step: so little after the end, where the rounding of time stamps can put it, the last step is at the end
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ class Resampled:
 def resample_episode(episode: Episode, rate_hz: float, rules: Mapping[str, Resample]) -> Resampled:
     """All streams at `rate_hz`, over the time that all cover; steps in a gap are left out and the episode is cut there.
 
-    A piece needs two steps. Spans keep their times; goals and what else is known go with every piece.
+    A piece needs two steps. Spans keep their times; goals and what else is known go with every piece; source JPEGs stay as they
+    are.
 
     Raises:
         KineflowError: a stream without a rule, images with linear or slerp, or streams that never overlap.
@@ -120,22 +122,23 @@ def resample_episode(episode: Episode, rate_hz: float, rules: Mapping[str, Resam
     end = min(int(s.stamp_ns[-1]) for s in episode.streams.values())
     if end < start:
         raise KineflowError(f"{episode.source or 'episode'}: its streams have no time in common, so there is no common clock")
-    steps = int((end - start) * rate_hz / 1e9) + 1
-    at_ns = start + np.round(np.arange(steps) * (1e9 / rate_hz)).astype(np.int64)
-    at_ns = at_ns[at_ns <= end]
+    steps = int((end - start) * rate_hz / 1e9 + _REACHED) + 1
+    at_ns = np.minimum(start + np.round(np.arange(steps) * (1e9 / rate_hz)).astype(np.int64), end)
     values, usable = {}, np.ones(len(at_ns), bool)
-    dropped = {}
+    dropped, jpeg = {}, {}
     for name, stream in episode.streams.items():
         values[name], fits = _stream_at(name, stream, at_ns, rules[name])
         if not fits.all():
             dropped[name] = int((~fits).sum())
         usable &= fits
+        if name in episode.jpeg:
+            jpeg[name] = [episode.jpeg[name][row] for row in rows_for_images(name, rules[name], stream.stamp_ns, at_ns)[0]]
     edges = np.flatnonzero(np.diff(np.concatenate([[0], usable.astype(np.int8), [0]])))
     pieces = [(int(a), int(b)) for a, b in edges.reshape(-1, 2) if b - a >= 2]
     lone = int(usable.sum()) - sum(b - a for a, b in pieces)
     if lone:
         dropped["single steps between gaps"] = lone
-    return Resampled(tuple(_piece(episode, values, at_ns, a, b, rate_hz) for a, b in pieces), dropped)
+    return Resampled(tuple(_piece(episode, values, jpeg, at_ns, a, b, rate_hz) for a, b in pieces), dropped)
 
 
 def resampled_interface(interface: Interface, rate_hz: float) -> Interface:
@@ -162,12 +165,19 @@ def _stream_at(name: str, stream: Stream, at_ns: np.ndarray, rule: Resample) -> 
 
 
 def _piece(
-    episode: Episode, values: Mapping[str, np.ndarray], at_ns: np.ndarray, first: int, stop: int, rate_hz: float
+    episode: Episode,
+    values: Mapping[str, np.ndarray],
+    jpeg: Mapping[str, Sequence[bytes]],
+    at_ns: np.ndarray,
+    first: int,
+    stop: int,
+    rate_hz: float,
 ) -> Episode:
     streams = {name: Stream(array[first:stop], at_ns[first:stop]) for name, array in values.items()}
+    kept = {name: payloads[first:stop] for name, payloads in jpeg.items()}
     whole = first == 0 and stop == len(at_ns)
     source = episode.source if whole else f"{episode.source} steps {first} to {stop - 1} at {rate_hz:g} Hz"
-    return replace(episode, streams=streams, jpeg={}, source=source, clock=f"resampled_{rate_hz:g}hz")
+    return replace(episode, streams=streams, jpeg=kept, source=source, clock=f"resampled_{rate_hz:g}hz")
 
 
 def _quaternions(values: np.ndarray, four: slice) -> np.ndarray:

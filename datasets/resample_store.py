@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kineflow.contracts import KineflowError
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.manifest import sync
 from kineflow.datasets.resample import Resample, resample_episode, resampled_interface
+from kineflow.datasets.staged import staged_beside
 
 EPISODES_PER_COMMIT = 64
 
 
 @dataclass(frozen=True)
 class ResampleReport:
-    """`episodes` counts the pieces in the new store; `dropped` the steps that no sample was near enough to, by stream."""
+    """`episodes` counts the pieces in the new store; `dropped` the steps that no sample was near enough to, by stream;
+    `encoded_again` names cameras whose frames were JPEG of our own encoding, and so went through JPEG twice."""
 
     source: str
     destination: str
@@ -28,6 +29,7 @@ class ResampleReport:
     episodes: int
     steps: int
     dropped: Mapping[str, int]
+    encoded_again: tuple[str, ...]
 
 
 def parse_rule(text: str) -> tuple[str, Resample]:
@@ -69,15 +71,15 @@ def resample_store(
     chosen = {name: rules.get(name, rules.get("*")) for name in names}
     found = {name: rule for name, rule in chosen.items() if rule is not None}
     dropped: Counter[str] = Counter()
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.resampling-", dir=destination.parent) as staged:
+    with staged_beside(destination, "resampling") as staged:
         old = source.manifest
         provenance = f"{old.provenance} (resampled to {rate_hz:g} Hz)".strip()
         interface, clock = resampled_interface(source.interface, rate_hz), f"resampled_{rate_hz:g}hz"
-        new = EpisodeStore.create(Path(staged) / "store", interface, clock, provenance, old.licence, old.cameras)
+        new = EpisodeStore.create(staged / "store", interface, clock, provenance, old.licence, old.cameras)
         with new.writer(EPISODES_PER_COMMIT) as writer:
             for index in range(source.num_episodes):
-                result = resample_episode(source.episode(index), rate_hz, found)
+                episode = replace(source.episode(index), jpeg=_source_jpegs(source, index))
+                result = resample_episode(episode, rate_hz, found)
                 dropped.update(result.dropped)
                 for piece in result.pieces:
                     writer.add(piece)
@@ -87,8 +89,21 @@ def resample_store(
             raise KineflowError(
                 f"{source.path}: no two steps in a row have every stream near enough ({dict(dropped)}); widen the gaps"
             )
-        steps = int(new.lengths.sum())
+        steps, again = (
+            int(new.lengths.sum()),
+            tuple(name for name in interface.cameras if _lossy(source, name) and _lossy(new, name)),
+        )
         new.path.rename(destination)
     sync(destination.parent)
     where = (str(source.path), str(destination), rate_hz, found)
-    return ResampleReport(*where, source.num_episodes, new.num_episodes, steps, dict(dropped))
+    return ResampleReport(*where, source.num_episodes, new.num_episodes, steps, dict(dropped), again)
+
+
+def _source_jpegs(store: EpisodeStore, index: int) -> dict[str, list[bytes]]:
+    """The frames of each camera that are stored as its own JPEG bytes: they are picked, not encoded again."""
+    rgb = [name for name, camera in store.interface.cameras.items() if camera.kind == "rgb" and not _lossy(store, name)]
+    return {name: payloads for name in rgb if (payloads := store.jpegs(index, name)) is not None}
+
+
+def _lossy(store: EpisodeStore, camera: str) -> bool:
+    return any(segment.frame_array(camera).codec.lossy for segment in store.segments)

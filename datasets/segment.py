@@ -223,6 +223,7 @@ class Segment:
         """Check that every listed file is there with its size; contents are checked when they are read."""
         self.entry = listed
         self.folder = store / "segments" / listed.id
+        self.name = str(self.folder)  # in messages
         self._store = store
         self._listed = {f.path: f for f in listed.files}
         self._columns: dict[str, np.ndarray] = {}
@@ -363,16 +364,16 @@ class Segment:
         try:
             return decode()
         except CorruptData as error:
-            raise StoreError(f"{self.folder}: {error}; {self._remedy()}") from error
+            raise StoreError(f"{self.name}: {error}; {self._remedy()}") from error
 
     def damaged(self, path: str, problem: str) -> StoreError:
         """The error to raise for a file below the segment."""
-        return StoreError(f"{self.folder / path}: {problem}; {self._remedy()}")
+        return StoreError(f"{self.name}/{path}: {problem}; {self._remedy()}")
 
     def _remedy(self) -> str:
         try:
             if all(listed.id != self.entry.id for listed in read_manifest(self._store).segments):
                 return "its segment was replaced since the store was opened, and `kineflow data gc` ran: open the store again"
-        except StoreError:  # of a remote store only copies of segments are here
+        except StoreError:  # the manifest is damaged too, and the doctor says so
             pass
         return f"run `kineflow data doctor {self._store} --verify` and restore the file from a copy or import again"

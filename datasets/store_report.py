@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kineflow.contracts import FeatureStatistics, to_json
@@ -108,17 +109,17 @@ def inspect_store(path: Path) -> StoreReport:
 
 def render_report(report: StoreReport, console: Console) -> None:
     """Print `inspect_store`'s result."""
-    facts = Table(title=report.path, show_header=False, title_justify="left")
+    facts = Table(title=escape(report.path), show_header=False, title_justify="left")
     facts.add_row("episodes", f"{report.episodes} of {report.shortest} to {report.longest} steps, {report.steps} steps in all")
     facts.add_row("duration", f"{report.duration_s / 60:.1f} minutes, clock {report.clock}")
     facts.add_row("outcome", f"{report.succeeded} succeeded, {report.failed} failed, the rest not recorded")
     facts.add_row("size", f"{report.bytes / 1e6:.1f} MB in {report.segments} segments")
     facts.add_row("format", f"version {report.version}, generation {report.generation}")
     facts.add_row("reader", native_status().summary)
-    facts.add_row("splits", ", ".join(f"{name}: {count}" for name, count in report.splits.items()) or "none recorded")
-    facts.add_row("tasks", ", ".join(f"{text}: {count}" for text, count in report.tasks.items()) or "no instructions")
-    facts.add_row("source", report.provenance or "not recorded")
-    facts.add_row("licence", report.licence or "not recorded")
+    facts.add_row("splits", escape(", ".join(f"{name}: {count}" for name, count in report.splits.items()) or "none recorded"))
+    facts.add_row("tasks", escape(", ".join(f"{text}: {count}" for text, count in report.tasks.items()) or "no instructions"))
+    facts.add_row("source", escape(report.provenance or "not recorded"))
+    facts.add_row("licence", escape(report.licence or "not recorded"))
     facts.add_row("fingerprint", report.fingerprint)
     facts.add_row("statistics", report.statistics_hash)
     console.print(facts, _stream_table(report))

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.manifest import StoreError, new_ulid, segments_hash
 from kineflow.datasets.segment import ACTION, vector_streams
 from kineflow.datasets.statistics import Moments, measure, totals
+from kineflow.datasets.store_error import room_for
 
 LEVELS = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 FOLDER = "statistics"
@@ -129,7 +131,8 @@ def statistics_key(store: EpisodeStore, request: StatisticsRequest) -> Statistic
 
 
 def kept_statistics(store: EpisodeStore, request: StatisticsRequest | None = None) -> StoreStatistics:
-    """As `store_statistics`, but taken from `<store>/statistics/` where they are there and of the same key; else kept there."""
+    """As `store_statistics`, but taken from `<store>/statistics/` where they are there and of the same key; else kept there,
+    if that can be written."""
     request = request or StatisticsRequest()
     key = statistics_key(store, request)
     file = store.path / FOLDER / f"{key.hash()}.json"
@@ -137,18 +140,23 @@ def kept_statistics(store: EpisodeStore, request: StatisticsRequest | None = Non
         return read_statistics(file, key)
     except StoreError:
         found = store_statistics(store, request)
-        write_statistics(file, found)
+        with suppress(StoreError):
+            write_statistics(file, found)
         return found
 
 
 def write_statistics(file: Path, statistics: StoreStatistics) -> None:
-    """Write as JSON with a checksum, complete or not at all."""
+    """Write as JSON with a checksum, complete or not at all; StoreError where the disk is full or read-only."""
     data = to_plain(statistics)
     data["checksum"] = crc32c(_canonical(data))
-    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{new_ulid()}")
-    temporary.write_bytes(_canonical(data) + b"\n")
-    os.replace(temporary, file)
+    with room_for("statistics", file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(_canonical(data) + b"\n")
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def read_statistics(file: Path, key: StatisticsKey) -> StoreStatistics:

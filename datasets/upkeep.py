@@ -185,9 +185,9 @@ def report(path: Path, before: Manifest, after: Manifest) -> UpkeepReport:
 
 def render_upkeep(done: UpkeepReport, console: Console) -> None:
     was = f" (were {done.segments_before})" if done.segments_before != done.segments else ""
-    console.print(f"{done.store}: {done.episodes} episodes in {done.segments} segments{was}", highlight=False)
+    console.print(f"{done.store}: {done.episodes} episodes in {done.segments} segments{was}", markup=False, highlight=False)
     if done.segments_before:
-        console.print(f"what was replaced stays on disk until `kineflow data gc {done.store}`", highlight=False)
+        console.print(f"what was replaced stays on disk until `kineflow data gc {done.store}`", markup=False, highlight=False)
 
 
 def _groups(path: Path, manifest: Manifest, segment_bytes: int) -> list[list[Segment]]:

@@ -101,7 +101,7 @@ def test_nan_in_an_episode_is_refused_at_import(tmp_path: Path, capsys: pytest.C
     group = zarr.create_group(source, zarr_format=2)
     state = np.zeros((40, 5), np.float32)
     state[25, 3] = np.nan
-    arrays = {"data/state": state, "data/action": np.zeros((40, 2), np.float32), "meta/episode_ends": np.array([20, 40])}
+    arrays = {"data/state": state, "data/action": np.ones((40, 2), np.float32), "meta/episode_ends": np.array([20, 40])}
     for name, values in arrays.items():
         group.create_array(name, data=values)
     command: list[str | Path] = ["data", "import", "--format", "diffusion-policy-zarr", source, tmp_path / "s.eps"]

@@ -51,13 +51,14 @@ class DoctorConfig:
     idle_s: float = 5.0  # nothing changes for so long
     idle_motion: float = 0.005  # of a value's 5 to 95 % range: less is standing still
     outlier_z: float = 15.0  # robust standard deviations from the median
+    outlier_steps: float = 8.0  # of the 95 % quantile of a dimension's changes: so far from the samples before and after
     outlier_share: float = 0.01  # of a dimension's samples: what is more often there is no outlier
     saturated_share: float = 0.05  # of the samples of a dimension at a limit or at its own extreme
     swap_margin: float = 0.3  # how much nearer pictures must be to the other camera's than to their own: 0 to 1
     expect_splits: tuple[str, ...] = ()  # names of splits that must have episodes
 
     def __post_init__(self) -> None:
-        for name in ("rate_tolerance", "jitter", "clock_jump_s", "edge_s", "idle_s", "idle_motion", "outlier_z"):
+        for name in ("rate_tolerance", "jitter", "clock_jump_s", "edge_s", "idle_s", "idle_motion", "outlier_z", "outlier_steps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise KineflowError(f"doctor: {name} is {getattr(self, name)}; it must be a finite number above 0")
         for name in ("outlier_share", "saturated_share", "swap_margin", "duplicate_motion"):

@@ -14,6 +14,8 @@ from kineflow.datasets.segment import ACTION
 _DISCRETE = 10  # different values: a gripper or a gear, which is always at one of its extremes
 _SIGMAS = 3.29  # between the 5 and 95 % quantiles of a normal distribution
 _MAD = 1.4826  # standard deviations of a normal distribution in one median absolute deviation
+_LEAST_STEP = 1 / 32  # of the usual range: a smaller step is no scale for others, since much may rest most of the time
+_TURNS = {"rad": 2 * np.pi, "deg": 360.0}
 _IDLE_REMEDY = "cut the idle part away, or keep it if waiting is part of the task: a policy learns to wait from it"
 _OUTLIER_REMEDY = "look at the episode there: a sensor fault is repaired or the episode left out (`kineflow data delete`)"
 _SATURATED_REMEDY = "check the sensor's range and the limits of the controller: what was meant beyond them is lost"
@@ -26,6 +28,7 @@ def motion_findings(recordings: Recordings, config: DoctorConfig) -> Iterator[Fi
     for name in recordings.moving_streams:
         yield from _constant(recordings, name)
         yield from _outliers(recordings, name, config)
+        yield from _spikes(recordings, name, config)
         yield from _saturation(recordings, name, config)
     for episode in range(recordings.number):
         yield from _idle(recordings, episode, config)
@@ -111,14 +114,7 @@ def _outliers(recordings: Recordings, name: str, config: DoctorConfig) -> Iterat
     values = np.concatenate(parts).astype(np.float64)
     if len(values) < config.min_samples:
         return
-    median = np.median(values, axis=0)
-    mad = _MAD * np.median(np.abs(values - median), axis=0)
-    low, high = np.quantile(values, [0.05, 0.95], axis=0)
-    sigma = np.maximum(mad, (high - low) / _SIGMAS)
-    known = sigma > 0
-    # A joint that hardly moves leaves its resting place by nothing that matters beside what its neighbours do.
-    least = config.idle_motion * _of_unit(recordings, name)
-    limit = np.where(known, np.maximum(config.outlier_z * sigma, least), np.inf)
+    median, sigma, limit = _usual(recordings, name, values, config)
     rare = (np.abs(values - median) > limit).mean(0) <= config.outlier_share
     for episode, part in enumerate(parts):
         outside = (np.abs(part - median) > limit) & rare
@@ -138,10 +134,70 @@ def _outliers(recordings: Recordings, name: str, config: DoctorConfig) -> Iterat
             )  # fmt: skip
 
 
+def _usual(recordings: Recordings, name: str, values: np.ndarray, config: DoctorConfig) -> tuple[np.ndarray, ...]:
+    """Median and spread of each dimension, and how far from the median outliers begin."""
+    median = np.median(values, axis=0)
+    mad = _MAD * np.median(np.abs(values - median), axis=0)
+    low, high = np.quantile(values, [0.05, 0.95], axis=0)
+    sigma = np.maximum(mad, (high - low) / _SIGMAS)
+    # A joint that hardly moves leaves its resting place by nothing that matters beside what its neighbours do.
+    least = config.idle_motion * _of_unit(recordings, name)
+    return median, sigma, np.where(sigma > 0, np.maximum(config.outlier_z * sigma, least), np.inf)
+
+
+def _spikes(recordings: Recordings, name: str, config: DoctorConfig) -> Iterator[Finding]:
+    """Values that nothing is wrong with but that the samples before and after them are elsewhere."""
+    parts = [part.astype(np.float64) for part in recordings.all_values(name)]
+    values = np.concatenate(parts)
+    turn = np.array([_TURNS.get(unit, np.inf) for unit in _units(recordings, name)])
+    changes = [_wrapped(np.diff(part, axis=0), turn) for part in parts]
+    every = np.abs(np.concatenate(changes))
+    if len(every) < config.min_samples:
+        return
+    step = np.maximum(np.quantile(every, 0.95, axis=0), recordings.scale(name) * _LEAST_STEP)
+    known = (step > 0) & np.array([len(np.unique(column)) > _DISCRETE for column in values.T])
+    step = np.where(known, step, np.inf)
+    spikes = [_there_and_back(change) / step for change in changes]
+    rare = (np.concatenate(spikes) > config.outlier_steps).sum(0) <= config.outlier_share * len(values)
+    median, _, limit = _usual(recordings, name, values, config)
+    for episode, (part, spike) in enumerate(zip(parts, spikes, strict=True)):
+        found = (spike > config.outlier_steps) & rare & (np.abs(part[1:-1] - median) <= limit)  # others are said already
+        for dimension in np.flatnonzero(found.any(0)):
+            steps = np.flatnonzero(found[:, dimension]) + 1
+            size = spike[steps - 1, dimension]
+            worst = int(steps[size.argmax()])
+            around = ", ".join(f"{value:g}" for value in part[worst - 1 : worst + 2, dimension])
+            problem = (
+                f"{recordings.names(name)[dimension]}: {len(steps)} of {len(part)} values jump away and back, the worst at step "
+                f"{worst} ({around}), {size.max():.0f} times the step that 95 % stay below ({step[dimension]:.3g})"
+            )
+            stamps = recordings.stamps(name, episode)[steps].tolist()
+            yield recordings.finding(
+                "outlier", episode, name, problem, _OUTLIER_REMEDY, spans_ns=[(s, s) for s in stamps],
+                step=int(steps[0]), value=float(size.max()), threshold=config.outlier_steps,
+            )  # fmt: skip
+
+
+def _there_and_back(change: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "m D"]:
+    """How far each sample but the first and last is from the nearer of its neighbours, 0 where it lies between them."""
+    come, gone = change[:-1], -change[1:]
+    return np.where(come * gone > 0, np.minimum(np.abs(come), np.abs(gone)), 0.0)
+
+
+def _wrapped(change: Float[np.ndarray, "n D"], turn: Float[np.ndarray, "D"]) -> Float[np.ndarray, "n D"]:
+    """Changes of angles by the shorter way: from pi to -pi is none."""
+    wrapped: np.ndarray = change - np.where(np.isfinite(turn), np.rint(change / turn) * np.where(np.isfinite(turn), turn, 0), 0)
+    return wrapped
+
+
+def _units(recordings: Recordings, name: str) -> tuple[str, ...]:
+    interface = recordings.store.interface
+    return (interface.action if name == ACTION else interface.features[name]).vector.units
+
+
 def _of_unit(recordings: Recordings, name: str) -> Float[np.ndarray, "D"]:
     """The largest usual range among the dimensions of the same unit, for each dimension."""
-    interface, scale = recordings.store.interface, recordings.scale(name)
-    units = (interface.action if name == ACTION else interface.features[name]).vector.units
+    units, scale = _units(recordings, name), recordings.scale(name)
     return np.array([max(s for s, other in zip(scale, units, strict=True) if other == unit) for unit in units])
 
 

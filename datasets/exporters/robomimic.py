@@ -1,5 +1,7 @@
 """Export to robomimic HDF5: `data/demo_<i>/{actions,obs/<stream>,rewards,dones}`, `mask/<split>`; numbers and pixels as they are.
 
+Isaac Lab reads the same file: its handler turns each array of a demo into a tensor, so all of them are numbers, texts as bytes.
+
 What robomimic has no place for (units, clocks, spans, several splits' names) goes beside it: `kineflow/store`,
 `kineflow_stamp_ns` and `kineflow_episode`; its own tools ignore these, our importer brings all back.
 """
@@ -83,4 +85,5 @@ def _write_demo(demo: Any, episode: Episode, streams: list[str]) -> None:
         demo.attrs["success"] = episode.success
     if episode.seed is not None:
         demo.attrs["seed"] = episode.seed
-    demo[EPISODE_SIDECAR] = json.dumps(episode_sidecar(episode), allow_nan=False)  # may be longer than an attribute can
+    said = json.dumps(episode_sidecar(episode), allow_nan=False)  # may be longer than an attribute can
+    demo[EPISODE_SIDECAR] = np.frombuffer(said.encode(), np.uint8)

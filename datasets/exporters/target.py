@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,12 +10,14 @@ from typing import TypeAlias
 
 from kineflow.contracts import KineflowError
 from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.staged import staged_beside
 
 Progress: TypeAlias = Callable[[int, int], None]
 
 # name of the format -> module:function, called as export(store, folder or file to make, progress) -> Carried
 EXPORTS: dict[str, str] = {
     "diffusion-policy-zarr": "kineflow.datasets.exporters.diffusion_policy_zarr:export_replay_buffer",
+    "isaac-lab": "kineflow.datasets.exporters.robomimic:export_robomimic",
     "lerobot-v2.1": "kineflow.datasets.exporters.lerobot:export_v21",
     "lerobot-v2.1-video": "kineflow.datasets.exporters.lerobot:export_v21_video",
     "lerobot-v3": "kineflow.datasets.exporters.lerobot:export_v3",
@@ -63,9 +64,8 @@ def export_data(name: str, store: EpisodeStore, destination: Path, progress: Pro
     if store.num_episodes == 0:
         raise KineflowError(f"{store.path} has no episodes, so there is nothing to export")
     module, function = EXPORTS[name].split(":")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.exporting-", dir=destination.parent) as staged:
-        made = Path(staged) / destination.name
+    with staged_beside(destination, "exporting") as staged:
+        made = staged / destination.name
         done: Carried = getattr(import_module(module), function)(store, made, progress or (lambda done, total: None))
         made.rename(destination)
     steps = int(store.lengths.sum())

@@ -138,6 +138,7 @@ class Comma2k19:
     def facts(self) -> Facts:
         carried = {name: self._plans[0][name].said for name in self._plans[0] if name in self._common}
         carried["action"] = f"CAN/{_STEERING}: {carried.pop(_STEERING)}"
+        carried["values"] = "float64 kept as float32"
         rest: dict[str, str] = {}
         for segment, plan, kept in zip(self._segments, self._plans, self._kept):
             rest |= {f"{segment.name}: {name}": "not all segments have it" for name in plan if name not in self._common}

@@ -128,7 +128,11 @@ def _open(source: Path) -> tuple[dict[str, Buffer], Int64[np.ndarray, "E"], _Our
         raise KineflowError(f"{source} is not a diffusion-policy replay buffer ({error}); {remedy}") from error
     if not isinstance(data, zarr.Group) or not isinstance(ends, zarr.Array):
         raise KineflowError(f"{source} is not a diffusion-policy replay buffer; {remedy}")
-    buffers = dict(sorted(data.arrays()))
+    try:
+        buffers = dict(sorted(data.arrays()))
+    except (KeyError, ValueError) as error:  # such as of Python objects, which are pickled
+        problem = f"a buffer of data/ is of a type that is not read ({str(error)[:200]})"
+        raise KineflowError(f"{source}: {problem}; write it as numbers, or remove it") from error
     checked = _checked_ends(_Rows(ends, f"{source}: meta/episode_ends").read(0, ends.shape[0]).astype(np.int64), buffers, source)
     return buffers, checked, _ours(root, checked, source) if ATTRIBUTE in root.attrs else None
 

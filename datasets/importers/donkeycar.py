@@ -46,6 +46,7 @@ class DonkeycarTub:
     def facts(self) -> Facts:
         carried = {name: f"{source}, stamps _timestamp_ms" for name, source in self._input_of.items()}
         carried["action"] = f"{ACTION_INPUTS[0]} and {ACTION_INPUTS[1]}, -1 to 1 as recorded, stamps _timestamp_ms"
+        carried["values"] = "numbers of JSON kept as float32"
         used = {*self._input_of.values(), *ACTION_INPUTS}
         rest = {f"input {n}": f"of type {kind}, not a number or picture" for n, kind in self._tub.inputs.items() if n not in used}
         piloted = sum(record.get("user/mode", "user") != "user" for record in self._tub.records)

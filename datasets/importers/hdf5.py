@@ -30,6 +30,11 @@ def opened(file: Path) -> Iterator[Any]:
             yield found
     except (OSError, RuntimeError) as error:  # h5py raises RuntimeError for broken B-trees
         raise KineflowError(f"{file}: not a whole HDF5 file ({str(error)[:200]}); copy it again") from error
+    except KeyError as error:
+        if "Unable to" not in str(error):  # not of h5py
+            raise
+        problem = f"an object in it cannot be opened ({str(error)[:200]})"
+        raise KineflowError(f"{file}: {problem}; copy it again, with all files that it links to, as one file") from error
 
 
 def _refuse_others(h5py: Any, file: Path) -> None:
@@ -59,8 +64,9 @@ def leaves(group: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def text(value: Any) -> str:
-    """An attribute or scalar that holds text."""
-    value = value.item() if isinstance(value, np.ndarray) and value.shape == () else value
+    """An attribute or scalar that holds text, or an array of its bytes."""
+    if isinstance(value, np.ndarray):
+        value = value.tobytes() if value.dtype == np.uint8 else value.item() if value.shape == () else value
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 

@@ -72,8 +72,9 @@ class Demonstrations:
             first = file["data"][self._demos[0]]
             self._plan = _plan(first, self._rate, f"{path}: {self._demos[0]}", self._side is not None)
             self._sensor = STAMPS in first
+            others = _only_in_others(file["data"], self._demos, self._plan)
             self._splits, self._masks = _splits(file, self._demos)
-        self._dropped = dict(self._plan.dropped)
+        self._dropped = {**self._plan.dropped, **others}
         if self._side and _sizes(self._side.interface) != _sizes(self._plan.interface):
             self._dropped[SIDECAR] = "its streams are not those of the demos, which were changed after it was written"
             self._side = None
@@ -107,6 +108,8 @@ class Demonstrations:
         with opened(self._path) as file:
             demo = file["data"][name]
             length = int(demo.attrs.get("num_samples", len(demo["actions"]) if "actions" in demo else 0))
+            if length == 0:
+                raise KineflowError(f"{where} has no steps; drop the demo")
             stamp_ns = _stamps(demo, length, self._rate, where)
             streams = {}
             for stream in [*self._interface.features, "action", *self._interface.cameras]:
@@ -176,7 +179,19 @@ def _plan(demo: Any, rate_hz: float, where: str, ours: bool) -> _Plan:
             names = tuple(f"dim_{i}" for i in range(math.prod(shape)))
             features[name] = FeatureSpec(unbounded(names, "unknown", "unknown"), rate_hz)
     action = features.pop("action")
+    doubles = [path for name, path in paths.items() if name not in cameras and demo[path].dtype == np.float64]
+    dropped |= {f"digits of {path}": "float64, stored as float32" for path in doubles}
     return _Plan(paths, shapes, Interface(features, action, cameras), dropped)
+
+
+def _only_in_others(data: Any, demos: list[str], plan: _Plan) -> dict[str, str]:
+    """Observations that the first demo, of which the plan is made, does not have."""
+    known, found = {*plan.paths.values(), *plan.dropped}, dict[str, str]()
+    for name in demos[1:]:
+        for path in (f"obs/{path}" for path in leaves(data[name]["obs"])) if "obs" in data[name] else ():
+            if path not in known:
+                found.setdefault(path, f"'{name}' has it, the first demo does not")
+    return found
 
 
 def _sizes(interface: Interface) -> dict[str, tuple[int, ...]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,10 @@ def _pose(suffix: str, frame: str, find: Callable[[Any], Any]) -> Part:
     return Part(suffix, unbounded(POSE_NAMES, POSE_UNITS, frame), values)
 
 
+def _without_covariance(*parts: Part) -> tuple[Part, ...]:
+    return tuple(replace(part, said="; ".join([*([part.said] if part.said else []), "covariance not carried"])) for part in parts)
+
+
 def _bare_twist(message: Any) -> tuple[Part, ...]:
     part = _twist("", "base_link", lambda m: m)
     return (Part(part.suffix, part.vector, part.values, "no header: frame base_link is the convention, not recorded"),)
@@ -82,7 +86,8 @@ def _bare_twist(message: Any) -> tuple[Part, ...]:
 
 def _odometry(message: Any) -> tuple[Part, ...]:
     child = str(message.child_frame_id).lstrip("/") or "unknown"
-    return _pose("pose", _frame(message), lambda m: m.pose.pose), _twist("twist", child, lambda m: m.twist.twist)
+    pose, twist = _pose("pose", _frame(message), lambda m: m.pose.pose), _twist("twist", child, lambda m: m.twist.twist)
+    return _without_covariance(pose, twist)
 
 
 def _imu(message: Any) -> tuple[Part, ...]:
@@ -98,7 +103,7 @@ def _imu(message: Any) -> tuple[Part, ...]:
     if known:
         said = "the IMU's orientation; the message does not name its reference"
         parts.append(Part("orientation", unbounded(("qx", "qy", "qz", "qw"), "1", "unknown"), turned, said))
-    return tuple(parts)
+    return _without_covariance(*parts)
 
 
 def _joints(message: Any) -> tuple[Part, ...]:
@@ -191,10 +196,10 @@ def _fix(message: Any) -> tuple[Part, ...]:
 VECTORS: Mapping[str, Callable[[Any], tuple[Part, ...]]] = {
     "geometry_msgs/msg/Twist": _bare_twist,
     "geometry_msgs/msg/TwistStamped": lambda m: (_twist("", _frame(m), lambda n: n.twist),),
-    "geometry_msgs/msg/TwistWithCovarianceStamped": lambda m: (_twist("", _frame(m), lambda n: n.twist.twist),),
+    "geometry_msgs/msg/TwistWithCovarianceStamped": lambda m: _without_covariance(_twist("", _frame(m), lambda n: n.twist.twist)),
     "geometry_msgs/msg/Pose": lambda m: (_pose("", "unknown", lambda n: n),),
     "geometry_msgs/msg/PoseStamped": lambda m: (_pose("", _frame(m), lambda n: n.pose),),
-    "geometry_msgs/msg/PoseWithCovarianceStamped": lambda m: (_pose("", _frame(m), lambda n: n.pose.pose),),
+    "geometry_msgs/msg/PoseWithCovarianceStamped": lambda m: _without_covariance(_pose("", _frame(m), lambda n: n.pose.pose)),
     "geometry_msgs/msg/PointStamped": _vector3("", "m", lambda n: n.point),
     "geometry_msgs/msg/Vector3Stamped": _vector3("", "unknown", lambda n: n.vector),
     "nav_msgs/msg/Odometry": _odometry,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int64
@@ -14,6 +16,8 @@ from kineflow.datasets.remote.segment_cache import CONNECTIONS
 from kineflow.datasets.remote.store import RemoteSegment, RemoteStore
 from kineflow.datasets.store_error import StoreError
 from kineflow.datasets.zarr_v3 import FrameArray, index_bytes, places
+
+T = TypeVar("T")
 
 
 class RemoteFrameReader:
@@ -61,45 +65,48 @@ class RemoteFrameReader:
         return out
 
     def _read_shard(self, number: int, rows: np.ndarray, at: np.ndarray, out: np.ndarray) -> None:
-        segment, array, _ = self._shards[number]
-        starts, lengths = self._places[rows[at]].T
-        name = self._name(number)
-        copy = segment.cache.held(segment.entry.id, segment.listed(name))
-        payloads = _parts(copy, starts, lengths) if copy else self._objects.ranges(self._path(number), starts, lengths)
-        for row, payload in zip(at, payloads, strict=True):
-            try:
+        segment, array, shard = self._shards[number]
+        path = array.shards()[shard]
+
+        def decode(payloads: Sequence[bytes]) -> None:
+            for row, payload in zip(at, payloads, strict=True):
                 decode_frame(without_crc(payload, f"row {rows[row]}"), array.codec, out[row])
-            except CorruptData as error:
-                raise segment.damaged(name, str(error)) from error
+
+        starts, lengths = self._places[rows[at]].T.tolist()
+        self._decoded(segment, path, starts, lengths, decode)
 
     def _index(self, segment: RemoteSegment, array: FrameArray, number: int) -> Int64[np.ndarray, "F 2"]:
         path = array.shards()[number]
         size = segment.listed(path).bytes
         tail = min(index_bytes(array), size)
-        copy = segment.cache.held(segment.entry.id, segment.listed(path))
-        where = f"segments/{segment.entry.id}/{path}"
-        index = _parts(copy, [size - tail], [tail])[0] if copy else self._objects.ranges(where, [size - tail], [tail])[0]
-        try:
-            found = places(array, number, size, index)
-        except CorruptData as error:
-            raise segment.damaged(path, str(error)) from error
+        found = self._decoded(segment, path, [size - tail], [tail], lambda index: places(array, number, size, index[0]))
         missing = np.flatnonzero(found[:, 0] < 0)
         if len(missing):
             raise segment.damaged(path, f"frame {number * array.shard_frames + missing[0]} is missing from the shard")
         return found
 
-    def _name(self, number: int) -> str:
-        _, array, shard = self._shards[number]
-        return array.shards()[shard]
+    def _decoded(
+        self, segment: RemoteSegment, path: str, starts: list[int], lengths: list[int], decode: Callable[[Sequence[bytes]], T]
+    ) -> T:
+        """What `decode` makes of these parts of a file: of its copy, or of the server's bytes without a sound one."""
+        copy = segment.cache.held(segment.entry.id, segment.listed(path))
+        if copy is not None:
+            try:
+                return decode(_parts(copy, starts, lengths))
+            except FileNotFoundError:  # evicted since it was found
+                pass
+            except CorruptData:
+                segment.cache.drop_damaged(segment.entry.id, [segment.listed(path)])
+        try:
+            return decode(self._objects.ranges(f"segments/{segment.entry.id}/{path}", starts, lengths))
+        except CorruptData as error:
+            raise segment.damaged(path, str(error).removeprefix(f"{path}: ")) from error
 
-    def _path(self, number: int) -> str:
-        return f"segments/{self._shards[number][0].entry.id}/{self._name(number)}"
 
-
-def _parts(path: Path, starts: np.ndarray | list[int], lengths: np.ndarray | list[int]) -> list[bytes]:
+def _parts(path: Path, starts: list[int], lengths: list[int]) -> list[bytes]:
     with open(path, "rb") as file:
         parts = []
         for start, length in zip(starts, lengths, strict=True):
-            file.seek(int(start))
-            parts.append(file.read(int(length)))
+            file.seek(start)
+            parts.append(file.read(length))
     return parts

@@ -9,15 +9,16 @@ writing   the files of a segment, then manifest.json only if its entity tag is s
 from __future__ import annotations
 
 import hashlib
-import tempfile
+import mmap
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kineflow.contracts import Interface
+from kineflow.datasets.checksums import CorruptData, crc32c
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.episode_writer import named
 from kineflow.datasets.kept_totals import extended
@@ -37,17 +38,21 @@ from kineflow.datasets.manifest import (
 from kineflow.datasets.remote.objects import Missing, Objects
 from kineflow.datasets.remote.segment_cache import CONNECTIONS, SegmentCache
 from kineflow.datasets.segment import EncodedEpisode, Segment, entry, pack
+from kineflow.datasets.staged import staged_beside
 from kineflow.datasets.store_error import StoreError
 
 DEFAULT_LIMIT = 20 * 10**9
+_ATTEMPTS = 10  # at a copy that others evict; more readers than that at once need a larger cache
+T = TypeVar("T")
 
 
 class RemoteSegment(Segment):
-    """A segment whose files come when they are asked for."""
+    """A segment whose files come when they are asked for, and again where the copy is gone or damaged."""
 
     def __init__(self, store: Path, listed: SegmentEntry, cache: SegmentCache) -> None:
         self._cache = cache
         super().__init__(store, listed)
+        self.name = f"{cache.url}/segments/{listed.id}"
 
     @property
     def cache(self) -> SegmentCache:
@@ -61,6 +66,35 @@ class RemoteSegment(Segment):
 
     def checked_path(self, path: str) -> Path:
         return self._cache.path(self.entry.id, self.listed(path))
+
+    def read(self, path: str) -> bytes:
+        for _ in range(2):
+            data = self._copied(path, Path.read_bytes)
+            if crc32c(data) == self.listed(path).crc32c:
+                return data
+            self._cache.drop_damaged(self.entry.id, [self.listed(path)])
+        raise self.damaged(path, "its bytes are not the ones that were committed (crc32c differs)")
+
+    def _read_shard(self, path: str) -> bytes | memoryview:
+        return self.read(path) if path.endswith("zarr.json") else self._copied(path, _mapped)
+
+    def _copied(self, path: str, read: Callable[[Path], T]) -> T:
+        for _ in range(_ATTEMPTS):
+            with suppress(FileNotFoundError):  # evicted since it was found
+                return read(self.checked_path(path))
+        raise StoreError(
+            f"{self.name}/{path}: others removed its copy {_ATTEMPTS} times before it could be read; raise limit_bytes"
+        )
+
+    def _decode(self, decode: Callable[[], T]) -> T:
+        try:
+            return decode()
+        except CorruptData:
+            self._cache.drop_damaged(self.entry.id, self.entry.files)
+        return super()._decode(decode)
+
+    def _remedy(self) -> str:
+        return "upload it again from a sound copy"
 
     def _check_size(self, file: FileEntry) -> None:
         """Nothing is here yet: sizes and checksums are compared as files arrive."""
@@ -172,9 +206,8 @@ def pull(url: str, destination: Path, progress: Callable[[int, int], None] | Non
         raise StoreError(f"{destination} exists already; choose another destination or remove it")
     objects = Objects(url, **options)
     manifest = parse_manifest(objects.get(NAME), f"{objects.url}/{NAME}", objects.url)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.pulling-", dir=destination.parent) as staged:
-        folder = Path(staged) / "store"
+    with staged_beside(destination, "pulling") as staged:
+        folder = staged / "store"
         for name in ("segments", "staging"):
             (folder / name).mkdir(parents=True)
         cache = SegmentCache(objects, folder, max(1, sum(f.bytes for e in manifest.segments for f in e.files)))
@@ -194,6 +227,11 @@ def _remote_manifest(objects: Objects) -> tuple[Manifest | None, str | None]:
     except Missing:
         return None, None
     return parse_manifest(data, f"{objects.url}/{NAME}", objects.url), tag
+
+
+def _mapped(path: Path) -> memoryview:
+    with open(path, "rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _is_shard(path: str) -> bool:

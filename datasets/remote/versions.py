@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from urllib.parse import urlparse
 from kineflow.datasets.checksums import crc32c
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.manifest import Manifest, manifest_bytes, parse_manifest, sync, write_manifest
+from kineflow.datasets.staged import staged_beside
 from kineflow.datasets.store_error import StoreError, room_for
 from kineflow.extras import require
 
@@ -77,9 +77,8 @@ def load_version(repository: str, destination: Path, version: str = "", **option
     except (icechunk.IcechunkError, ValueError) as error:
         known = ", ".join(v.id for v in versions(repository, **options)[:5])
         raise StoreError(f"{repository} has no version '{version}'; the newest are {known or 'none'}") from error
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.loading-", dir=destination.parent) as staged:
-        folder = Path(staged) / "store"
+    with staged_beside(destination, "loading") as staged:
+        folder = staged / "store"
         for name in ("segments", "staging"):
             (folder / name).mkdir(parents=True)
         write_manifest(folder, asyncio.run(_read(session.store, folder, repository)))

@@ -92,6 +92,11 @@ def outlier(episode: Episode) -> Episode:
     return with_values(episode, "pose", lambda v: v.__setitem__((77, 2), 20.0))
 
 
+def spike(episode: Episode) -> Episode:
+    """A value that others have, too, but not between these neighbours."""
+    return with_values(episode, "pose", lambda v: v.__setitem__((77, 0), v[:, 0].max() + v[:, 0].min() - v[77, 0]))
+
+
 def saturated(episode: Episode) -> Episode:
     return with_values(episode, "action", lambda v: v.__setitem__((slice(30, 110), 0), 2.0))
 
@@ -120,6 +125,7 @@ CASES: list[tuple[Fault, str, str, int | None, tuple[float, float] | None, tuple
     (duplicates, "duplicate", "left", 21, (2.01, 2.11), (0.03, 0.04)),
     (idle, "idle", "action", 20, (1.0, 7.0), (5.9, 6.1)),
     (outlier, "outlier", "pose", 77, (3.85, 3.85), (15, 40)),
+    (spike, "outlier", "pose", 77, (3.85, 3.85), (8, 200)),
     (saturated, "saturation", "action", 30, (1.5, 5.45), (0.08, 0.09)),
     (swapped, "camera_swap", "left", 0, (0.01, 7.91), (0.3, 1.0)),
     (one_step, "short", "", None, None, (1, 1)),
@@ -144,6 +150,17 @@ def test_a_planted_fault_is_found_where_it_is_and_nothing_else(tmp_path: Path, c
     assert low <= first.value <= high
     assert first.problem
     assert first.remedy
+
+
+def test_an_angle_that_passes_the_half_turn_is_no_spike(tmp_path: Path) -> None:
+    def turned(episode: Episode) -> Episode:
+        return with_values(episode, "pose", lambda v: v.__setitem__((slice(None), 2), (v[:, 2] + 5.5) % (2 * np.pi) - np.pi))
+
+    def to_and_fro(episode: Episode) -> Episode:
+        return with_values(turned(episode), "pose", lambda v: v.__setitem__((slice(60, 63), 2), [3.14, -3.14, 3.14]))
+
+    faults = {**dict.fromkeys(range(6), turned), 2: to_and_fro}
+    assert [f for f in found(tmp_path, faults) if f.kind == "outlier"] == []
 
 
 def test_positions_of_all_lost_and_repeated_samples(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def test_units_axes_and_clocks(tmp_path: Path, pose: str) -> None:
     assert store.interface.features["pose"].vector.frame == "enu(WGS84 48.0 11.0 500.0)"
     assert (store.interface.action.vector.units, report.clock) == (("rad",), "sensor")
     assert report.carried["action"] == "CAN/steering_angle: degrees turned to radians"
+    assert "float32" in report.carried["values"]
 
 
 def test_several_segments_share_streams_and_origin(tmp_path: Path) -> None:

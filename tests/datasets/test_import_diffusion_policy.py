@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 import zipfile
@@ -155,6 +156,14 @@ def test_what_cannot_be_carried_is_reported(tmp_path: Path) -> None:
     assert "data/note" in report.not_carried
     assert report.not_carried["rows after the last episode"] == "2 rows belong to no episode"
     assert report.steps == 9
+
+
+def test_pickled_objects_are_refused_unread(tmp_path: Path) -> None:
+    source = write_buffer(tmp_path / "b")
+    array = json.loads((source / "data/action/.zarray").read_text())
+    (source / "data/action/.zarray").write_text(json.dumps({**array, "dtype": "|O", "filters": [{"id": "pickle"}]}))
+    with pytest.raises(KineflowError, match=r"b: a buffer of data/ is of a type that is not read .*pickle.*remove it"):
+        import_data("diffusion-policy-zarr", source, tmp_path / "s.eps")
 
 
 def test_nan_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def test_a_tub_comes_whole(tmp_path: Path) -> None:
     assert (store.interface.action.rate_hz, store.interface.action.vector.low, report.clock) == (20.0, (-1.0, -1.0), "sensor")
     assert report.not_carried["what the pilot did"].startswith("1 records")
     assert "user/mode" in str(report.not_carried)
+    assert "float32" in report.carried["values"]
 
 
 def test_deleted_records_are_left_out_and_cut_the_episode(tmp_path: Path) -> None:

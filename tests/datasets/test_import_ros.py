@@ -44,7 +44,7 @@ def test_a_driving_log_keeps_every_clock(tmp_path: Path) -> None:
     assert report.carried["action"] == (
         "/cmd_vel geometry_msgs/msg/Twist, stamps: log time; no header: frame base_link is the convention, not recorded"
     )
-    assert report.carried["odom_pose"] == "/odom nav_msgs/msg/Odometry, stamps: header.stamp"
+    assert report.carried["odom_pose"] == "/odom nav_msgs/msg/Odometry, stamps: header.stamp; covariance not carried"
 
 
 def test_a_rate_is_refused_because_logs_have_clocks(tmp_path: Path) -> None:
@@ -128,6 +128,7 @@ def test_imu_without_orientation_gives_none(tmp_path: Path) -> None:
     known = one_topic(tmp_path, "/imu/data", [imu(False, i) for i in range(3)])
     assert known.facts.interface.features["imu_data"].vector.units == ("rad/s",) * 3 + ("m/s^2",) * 3
     assert known.facts.interface.features["imu_data"].vector.frame == "imu_link"
+    assert known.facts.carried["imu_data"].endswith("; covariance not carried")
     np.testing.assert_array_equal(known.episode(0).streams["imu_data_orientation"].values[0], [0, 0, 0, 1])
     unknown = one_topic(tmp_path, "/imu/data", [imu(True, i) for i in range(3)])
     assert "imu_data_orientation" not in unknown.facts.interface.features

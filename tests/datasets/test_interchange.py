@@ -19,7 +19,7 @@ from kineflow.datasets.manifest import CameraRecord
 from tests.datasets.sample_episodes import INTERFACE, LOW_DIM, sample_episode
 
 EXACT = [form for form in EXPORTS if not form.endswith("-video")]
-KEEPS_JPEG_BYTES = [form for form in EXACT if form not in ("diffusion-policy-zarr", "robomimic")]
+KEEPS_JPEG_BYTES = [form for form in EXACT if form not in ("diffusion-policy-zarr", "robomimic", "isaac-lab")]
 
 
 def format_to_import(export: str) -> str:

@@ -164,6 +164,10 @@ def test_statistics_stay_those_of_each_source(stores: tuple[EpisodeStore, Episod
         ({"dimensions": {"arm.grip": "yaw"}}, "'arm.grip' is in rad, the target in m"),
         ({"features": {"arm": "force"}}, "nothing for 'arm.x'"),
         ({"cameras": {"eye": "front"}}, r"no camera 'wrist' \(it has \['front'\]\)"),
+        ({"dimensions": {"arm.X": "y"}}, r"`dimensions` names \['arm.X'\], the target only .*'arm.x'.*correct"),
+        ({"fill": {**PLAIN["fill"], "arm": 0.0}}, r"`fill` names \['arm'\], the target only .*'wrist'"),
+        ({"features": {"arm": "pose", "leg": "pose"}}, r"`features` names \['leg'\], the target only \['arm', 'force'\]"),
+        ({"cameras": {**PLAIN["cameras"], "ear": "front"}}, r"`cameras` names \['ear'\], the target only \['eye', 'wrist'\]"),
         ({"resize": False}, "camera 'front' is 6 x 8, the target 3 x 4; set `resize`"),
     ],
 )

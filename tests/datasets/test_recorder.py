@@ -21,6 +21,7 @@ import simplejpeg
 
 from kineflow.contracts import CameraSpec, Episode, Goal, Span, Stream
 from kineflow.datasets import journal_episode, manifest as manifest_module
+from kineflow.datasets.collect import collect
 from kineflow.datasets.doctor import check_store
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.journal import read_journal
@@ -136,6 +137,102 @@ def test_samples_that_do_not_fit_are_refused_at_once_and_not_recorded(store: Epi
         recorder.append("pose", np.zeros(3), int(episode.streams["pose"].stamp_ns[-1]))
     recorder.finish(success=episode.success)
     assert_equal_episodes(store.episode(0), episode)
+
+
+@pytest.mark.parametrize("stamp", [2**63, -(2**63) - 1, float("nan"), 1.5, "12"])
+def test_a_time_that_is_no_int64_is_refused(store: EpisodeStore, stamp: Any) -> None:
+    recorder = recorder_of(store, sample_episode(0))
+    with pytest.raises(StoreError, match=r"timestamp .*(whole number|int64)"):
+        recorder.append("pose", np.zeros(3), stamp)
+    recorder.append("pose", np.zeros(3), np.int64(-(2**63)))
+    recorder.append("pose", np.zeros(3), 2**63 - 1)
+    recorder.abort()
+
+
+def test_a_cut_jpeg_is_refused_at_once_and_costs_no_other_frame(store: EpisodeStore) -> None:
+    """A camera on a bad cable: found only at the end, it would cost the recording."""
+    episode = sample_episode(0)
+    whole = simplejpeg.encode_jpeg(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8), 95)
+    recorder = recorder_of(store, episode)
+    append_all(recorder, replace(episode, streams={n: s for n, s in episode.streams.items() if n != "front"}))
+    for stamp, jpeg in enumerate([whole, whole[:-30], whole]):
+        if jpeg is not whole:
+            with pytest.raises(StoreError, match="stream 'front': this JPEG of 6 x 8 cannot be decoded"):
+                recorder.append("front", jpeg, stamp)
+        else:
+            recorder.append("front", jpeg, stamp)
+    recorder.finish()
+    assert store.jpegs(0, "front") == [whole, whole]
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"seed": -1}, "seed -1 is not in"),
+        ({"language": ""}, "language: '' is not a text"),
+        ({"instruction": b"open"}, "instruction: b'open' is not a text"),
+        ({"goals": {"g": Goal("pose", np.zeros(7, np.float32), "map")}}, "goal 'g': its quaternion"),
+    ],
+)
+def test_facts_that_cannot_be_stored_are_refused_before_anything_is_recorded(
+    store: EpisodeStore, facts: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(StoreError, match=message):
+        EpisodeRecorder(store, **facts)
+    assert staged(store) == []
+    recorder = recorder_of(store, sample_episode(0))
+    append_all(recorder, sample_episode(0))
+    with pytest.raises(StoreError, match=message):
+        recorder.finish(**facts)
+    recorder.finish()
+    assert_equal_episodes(store.episode(0), replace(sample_episode(0), success=None))
+
+
+def test_facts_may_be_numpys(store: EpisodeStore) -> None:
+    recorder = EpisodeRecorder(store, seed=np.int64(3))
+    append_all(recorder, sample_episode(0))
+    recorder.finish(success=np.bool_(True), spans=[Span("reach", np.int64(1), np.int64(5))])
+    found = store.episode(0)
+    assert (found.seed, found.success, found.spans) == (3, True, (Span("reach", 1, 5),))
+
+
+def test_what_is_appended_while_it_is_finished_is_kept_or_refused(store: EpisodeStore) -> None:
+    episode = sample_episode(0, length=300)
+    for number in range(5):
+        recorder, kept, refused = recorder_of(store, episode), [0], []
+        append_all(recorder, episode)
+
+        def append(recorder: EpisodeRecorder = recorder, kept: list[int] = kept, refused: list[Exception] = refused) -> None:
+            try:
+                while True:
+                    recorder.append("force", np.zeros(1), 2 * 10**18 + kept[0])
+                    kept[0] += 1
+            except Exception as error:
+                refused.append(error)
+
+        thread = threading.Thread(target=append)
+        thread.start()
+        while kept[0] < 20:
+            time.sleep(0.001)
+        recorder.finish()
+        thread.join()
+        assert isinstance(refused[0], StoreError)
+        assert store.stream_lengths("force")[number] == 300 + kept[0]
+
+
+def test_a_store_whose_empty_folders_were_not_copied(store: EpisodeStore) -> None:
+    """S3, git and archives do not carry them."""
+    for folder in ("staging", "segments"):
+        (store.path / folder).rmdir()
+    assert collect(store.path).removed == ()
+    with recorder_of(EpisodeStore.open(store.path), sample_episode(0)) as recorder:
+        append_all(recorder, sample_episode(0))
+    for folder in ("staging", "segments"):
+        (store.path / folder).rename(store.path / f"old {folder}")
+    (store.path / "old segments").rename(store.path / "segments")
+    with EpisodeStore.open(store.path).writer() as writer:
+        writer.add(sample_episode(1))
+    assert_equal_episodes(EpisodeStore.open(store.path).episode(1), sample_episode(1))
 
 
 def test_a_recording_without_a_stream_cannot_be_finished(store: EpisodeStore) -> None:

@@ -203,6 +203,9 @@ def test_over_http_neighbours_are_one_request(tmp_path: Path) -> None:
         np.testing.assert_array_equal(reader.read(np.arange(len(expected))), expected)
         assert len(asked) == 1
         assert asked[0][1].startswith("bytes=0-")
+        asked.clear()
+        np.testing.assert_array_equal(reader.read(np.arange(0, len(expected), 3)), expected[::3])
+        assert len(asked) == 1  # the bytes between cost less than more requests
         assert_equal_episodes(store.episode(2), sample_episode(2))
         with pytest.raises(StoreError, match="can only be read"), store.writer() as writer:
             writer.add(sample_episode(9))

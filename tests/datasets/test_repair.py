@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from kineflow.contracts import Episode, Stream
-from kineflow.datasets import repair as repair_module
+from kineflow.datasets import recorder as recorder_module, repair as repair_module
 from kineflow.datasets.collect import collect
 from kineflow.datasets.doctor import check_store
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.journal import HEAD_BYTES, MAGIC, read_journal
-from kineflow.datasets.manifest import CameraRecord
+from kineflow.datasets.manifest import CameraRecord, StoreError
 from kineflow.datasets.recorder import EpisodeRecorder
 from kineflow.datasets.repair import repair
 from tests.datasets.recordings import append_all, in_order, recorder_of
@@ -209,6 +210,28 @@ def test_a_journal_of_another_schema_is_refused_and_stays(tmp_path: Path) -> Non
     assert "another schema" in report.journals[0].problem
     assert (other.path / "staging" / journal.name).exists()
     assert "repair" in str(collect(other.path).kept)
+
+
+def test_a_frame_that_cannot_be_decoded_does_not_keep_others_from_being_salvaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Today's recorder refuses such a frame; journals of older ones may hold it."""
+    store, episode = EpisodeStore.create(tmp_path / "s.eps", INTERFACE), sample_episode(0)
+    monkeypatch.setattr(recorder_module, "check_jpeg", lambda data: (6, 8))
+    for cut in (30, None):
+        recorder = recorder_of(store, episode)
+        for row, stamp in enumerate(episode.streams["action"].stamp_ns):
+            jpeg = simplejpeg.encode_jpeg(episode.streams["front"].values[row])
+            values = {name: stream.values[row] for name, stream in episode.streams.items()}
+            recorder.append_step({**values, "front": jpeg[:-cut] if cut else jpeg}, stamp)
+        if cut:
+            with pytest.raises(StoreError, match="camera 'front', frame 0 of the recording: it is not a JPEG"):
+                recorder.finish()
+            recorder.append("force", np.zeros(1), stamp + 1)
+        recorder._leave()
+    first, second = repair(store.path).journals
+    assert (first.outcome, second.outcome) == ("refused", "salvaged")
+    assert "camera 'front', frame 0" in first.problem
 
 
 class PowerCut(BaseException):

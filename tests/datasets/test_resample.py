@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings, strategies as st
 from scipy.spatial.transform import Rotation, Slerp
 
@@ -14,6 +16,7 @@ from kineflow.cli import main
 from kineflow.contracts import Episode, Goal, Horizons, KineflowError, Stream
 from kineflow.datasets.doctor import check_store
 from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.manifest import CameraRecord
 from kineflow.datasets.resample import Resample, resample_episode, resampled, resampled_interface, source_rows
 from kineflow.datasets.windows import WindowReader
 from tests.datasets.sample_episodes import INTERFACE, sample_episode
@@ -202,6 +205,19 @@ def test_a_step_alone_between_two_gaps_is_dropped_and_counted() -> None:
     assert result.dropped == {"action": 4, "single steps between gaps": 1}
 
 
+@pytest.mark.parametrize("rounded", [np.round, np.floor])
+@pytest.mark.parametrize("rate_hz", [3.0, 7.0, 10.0, 29.97, 30.0, 60.0])
+def test_a_stream_that_has_the_rate_already_keeps_every_step(rate_hz: float, rounded: np.ufunc) -> None:
+    """Its times are rounded to whole nanoseconds, often down: the last one counts as reached."""
+    for steps in range(2, 80):
+        stamp_ns = 10**18 + rounded(np.arange(steps) * (1e9 / rate_hz)).astype(np.int64)
+        action = Stream(np.arange(2 * steps, dtype=np.float32).reshape(-1, 2), stamp_ns)
+        result = resample_episode(Episode({"action": action}), rate_hz, {"action": Resample("hold", 1e-6)})
+        (piece,) = result.pieces
+        assert result.dropped == {}
+        np.testing.assert_array_equal(piece.streams["action"].values, action.values)
+
+
 def test_a_common_clock_needs_every_rule_and_common_time() -> None:
     episode = skewed(0)
     with pytest.raises(KineflowError, match=r"no resampling rule for \['action', 'force', 'front'\]"):
@@ -237,6 +253,29 @@ def test_a_store_on_a_common_clock(store: EpisodeStore, tmp_path: Path, capsys: 
         assert message in capsys.readouterr().err
     assert main([*words[:3], str(tmp_path / "d.eps"), *words[4:], "--rule", "*=hold:0.000001"]) == 2
     assert not (tmp_path / "d.eps").exists()
+
+
+def test_jpegs_of_the_source_are_picked_not_encoded_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    episode, rng = sample_episode(1, INTERFACE, 12), np.random.default_rng(0)
+    frames = rng.integers(0, 256, (12, 6, 8, 3), np.uint8)
+    jpegs = [simplejpeg.encode_jpeg(frame, 70) for frame in frames]
+    store = EpisodeStore.create(tmp_path / "s.eps", INTERFACE)
+    with store.writer() as writer:
+        writer.add(replace(episode, jpeg={"front": jpegs}))
+    own = EpisodeStore.create(tmp_path / "own.eps", INTERFACE, cameras={"front": CameraRecord("jpeg:70")})
+    with own.writer() as writer:
+        writer.add(episode)
+    stamp_ns = episode.streams["front"].stamp_ns
+    for source, again in ((store, ""), (own, "front")):
+        made = source.path.with_name(f"{again}5.eps")
+        words = ["data", "resample", str(source.path), str(made), "--rate-hz", "5", "--rule", "*=nearest:0.2", "--json"]
+        assert main(words) == 0
+        assert json.loads(capsys.readouterr().out)["encoded_again"] == ([again] if again else [])
+        found = EpisodeStore.open(made)
+        clock = found.episode(0).streams["action"].stamp_ns
+        nearest = [int(np.abs(stamp_ns - t).argmin()) for t in clock]
+        if not again:
+            assert found.jpegs(0, "front") == [jpegs[row] for row in nearest]
 
 
 def test_the_interface_says_the_new_rate() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from kineflow.config import save_config
 from kineflow.contracts import Episode, Interface, KineflowError, Stream
@@ -117,6 +118,22 @@ def test_rewards_seeds_and_splits_survive(tmp_path: Path) -> None:
     assert [source.episode(i).seed for i in range(4)] == [7, 8, 9, 10]
 
 
+def test_isaac_lab_reads_the_export(store: EpisodeStore, tmp_path: Path) -> None:
+    export_data("isaac-lab", store, tmp_path / "demos.hdf5")
+
+    def tensors(group: Any) -> dict[str, Any]:
+        """As Isaac Lab's HDF5DatasetFileHandler.load_episode does: each data set of a demo, whatever it is."""
+        return {n: tensors(x) if isinstance(x, h5py.Group) else torch.tensor(np.array(x)) for n, x in group.items()}
+
+    with h5py.File(tmp_path / "demos.hdf5") as file:
+        demo, episode = tensors(file["data/demo_1"]), store.episode(1)
+        assert json.loads(file["data"].attrs["env_args"])["env_name"] == "kineflow"
+    np.testing.assert_array_equal(demo["actions"].numpy(), episode.streams["action"].values)
+    np.testing.assert_array_equal(demo["obs"]["front"].numpy(), episode.streams["front"].values)
+    import_data("isaac-lab", tmp_path / "demos.hdf5", tmp_path / "back.eps")
+    assert EpisodeStore.open(tmp_path / "back.eps").fingerprint() == store.fingerprint()
+
+
 def test_streams_with_clocks_of_their_own_are_refused(tmp_path: Path) -> None:
     episode = sample_episode(0, LOW_DIM)
     late = Stream(episode.streams["force"].values, episode.streams["force"].stamp_ns + 1)
@@ -160,7 +177,7 @@ def test_robosuite_demonstrations(tmp_path: Path) -> None:
     assert sorted(facts.interface.features) == ["reward", "robot0_eef_pos"]
     assert facts.interface.cameras["agentview_image"].frame_shape == (8, 9, 3)
     named = {"next_obs", "states", "dones", "model_file", "mask/50_percent", "obs/agentview_depth", "units", "clock"}
-    assert named == facts.not_carried.keys()
+    assert named == {name for name in facts.not_carried if not name.startswith("digits of ")}
     with h5py.File(path) as file:
         for number, name, split in ((0, "demo_0", "train"), (1, "demo_2", "validation"), (2, "demo_10", "train")):
             episode = source.episode(number)
@@ -221,6 +238,15 @@ def test_demos_changed_by_others_lose_our_names_not_their_values(store: EpisodeS
     np.testing.assert_array_equal(source.episode(2).streams["pose"].values, store.episode(2).streams["pose"].values)
 
 
+def test_digits_and_what_only_some_demos_have_are_said(tmp_path: Path) -> None:
+    path = robosuite(tmp_path / "d.hdf5", lambda file: file.__setitem__("data/demo_10/obs/force", np.zeros((2, 3))))
+    lost = open_robomimic(path, ImportOptions()).facts.not_carried
+    assert lost["obs/force"] == "'demo_10' has it, the first demo does not"
+    assert {name for name in lost if name.startswith("digits")} == {
+        "digits of actions", "digits of rewards", "digits of obs/robot0_eef_pos"
+    }  # fmt: skip
+
+
 def remove(name: str) -> Callable[[Any], None]:
     def change(file: Any) -> None:
         del file[name]
@@ -228,7 +254,7 @@ def remove(name: str) -> Callable[[Any], None]:
     return change
 
 
-def replace_by(name: str, value: np.ndarray) -> Callable[[Any], None]:
+def replace_by(name: str, value: object) -> Callable[[Any], None]:
     def change(file: Any) -> None:
         del file[name]
         file[name] = value
@@ -241,6 +267,11 @@ DAMAGE: dict[str, tuple[Callable[[Any], object], str]] = {
     "no actions": (remove("data/demo_0/actions"), r"demo_0 has no actions"),
     "lost observation": (remove("data/demo_2/obs/robot0_eef_pos"), r"demo_2 has no obs/robot0_eef_pos, which the first demo has"),
     "fewer rows": (replace_by("data/demo_2/actions", np.zeros((2, 7))), r"demo_2/actions has shape \[2, 7\], needed is \[3, 7\]"),
+    "no steps": (lambda file: file["data/demo_2"].attrs.update({"num_samples": 0}), r"demo_2 has no steps; drop the demo"),
+    "a link into nothing": (
+        replace_by("data/demo_2/actions", h5py.ExternalLink("gone.hdf5", "/x")),
+        r"d.hdf5: an object in it cannot be opened .*links to, as one file",
+    ),
     "another width": (replace_by("data/demo_10/actions", np.zeros((2, 6))), r"demo_10/actions has shape \[2, 6\]"),
     "env_args": (lambda file: file["data"].attrs.update({"env_args": "{"}), r"env_args: not JSON"),
     "nan": (replace_by("data/demo_2/rewards", np.full(3, np.nan)), r"demo_2\), stream 'reward', step 0.*nan"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
@@ -183,6 +184,82 @@ def test_the_budget_holds_and_what_is_over_it_is_decoded_each_time(
     assert sum(f.stat().st_blocks * 512 for f in tmp_path.rglob("frames")) <= budget
     read_all(cache, store)
     assert reader.count - before == int(store.lengths.sum()) - kept
+
+
+def taken_bytes(folder: Path) -> int:
+    return sum(file.stat().st_blocks * 512 for file in folder.rglob("frames"))
+
+
+def read_part(cache: DecodedCache, rows: np.ndarray) -> None:
+    cache.read(rows, np.empty((len(rows), SIDE, SIDE, 3), np.uint8))
+
+
+def test_the_budget_bounds_what_all_processes_write(
+    store: EpisodeStore, open_cache: Callable[..., tuple[DecodedCache, CountingReader]], tmp_path: Path
+) -> None:
+    budget = 20 * 4096
+    cache, _ = open_cache(budget)
+    context = multiprocessing.get_context("fork")
+    parts = np.array_split(np.arange(int(store.lengths.sum())), 3)
+    workers = [context.Process(target=read_part, args=(cache, part)) for part in parts]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    assert 0 < taken_bytes(tmp_path) <= cache.used_bytes <= budget
+    read_all(cache, store)
+    assert taken_bytes(tmp_path) <= cache.used_bytes <= budget
+
+
+def test_the_budget_counts_what_killed_processes_wrote_and_their_rows_are_used_again(
+    store: EpisodeStore, open_cache: Callable[..., tuple[DecodedCache, CountingReader]], tmp_path: Path
+) -> None:
+    budget, context = 20 * 4096, multiprocessing.get_context("fork")
+    for part in np.arange(40).reshape(-1, 5)[[0, 7]]:
+        worker = context.Process(target=read_part, args=(open_cache(budget)[0], part))
+        worker.start()
+        worker.join()  # ends without listing anything
+    cache, _ = open_cache(budget)
+    assert cache.filled == 0
+    assert 0 < taken_bytes(tmp_path) <= cache.used_bytes <= budget
+    read_all(cache, store)
+    assert cache.filled > 10
+    assert taken_bytes(tmp_path) <= cache.used_bytes <= budget
+
+
+def test_a_smaller_budget_empties_the_cache_that_nobody_else_has_open(
+    store: EpisodeStore, open_cache: Callable[..., tuple[DecodedCache, CountingReader]], tmp_path: Path
+) -> None:
+    cache, _ = open_cache()
+    read_all(cache, store)
+    whole = taken_bytes(tmp_path)
+    small, _ = open_cache(5 * 4096)  # `cache` still reads from it
+    read_all(small, store)
+    assert taken_bytes(tmp_path) == whole
+    read_all(cache, store)
+    del cache, small
+    small, _ = open_cache(5 * 4096)
+    read_all(small, store)
+    assert 0 < taken_bytes(tmp_path) <= 5 * 4096
+
+
+def test_a_cache_that_is_closed_is_listed(
+    store: EpisodeStore, open_cache: Callable[..., tuple[DecodedCache, CountingReader]]
+) -> None:
+    cache, _ = open_cache()
+    read_all(cache, store)
+    del cache
+    assert open_cache()[0].filled == int(store.lengths.sum())
+
+
+def test_a_cache_folder_that_is_removed_ends_the_caching_not_the_reading(
+    store: EpisodeStore, open_cache: Callable[..., tuple[DecodedCache, CountingReader]], tmp_path: Path
+) -> None:
+    cache, _ = open_cache()
+    shutil.rmtree(tmp_path / next(tmp_path.iterdir()).name)
+    read_all(cache, store)
+    assert cache.filled == 0
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "other key", "no frames", "short frames"])

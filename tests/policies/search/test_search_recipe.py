@@ -45,7 +45,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_the_recipe_for_search_runs(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     section = PAGE.read_text().split("## Search and streaming")[1].split("\n## ")[0]
-    (recipe,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    recipe, *_ = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     short = recipe.replace("episodes=50", "episodes=1, num_envs=1, batch=1, videos=0, fan_samples=1").replace("320", "20")
     assert short.count("batch=1") == short.count("budget=20") == 1
     monkeypatch.chdir(run.parents[1])
