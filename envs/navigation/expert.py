@@ -30,9 +30,10 @@ LEFT_M = 0.35  # so far from the end, a body that had arrived has been pushed aw
 TURN_RAD, TURNED_RAD, ALIGNED_RAD = 1.0, 0.3, 0.06
 TURN_GAIN = 2.0  # rad/s per rad: with up to 0.3 s between a command and its effect it does not overshoot
 HEIGHT_GAIN = 1.0  # 1/s
-STUCK_STEPS, BACKING_STEPS = 12, 10
+STUCK_STEPS, BACKING_STEPS, BACKING_MPS = 12, 10, 0.25
 PATIENCE_STEPS = 15  # of waiting for a walker before going around it
-AHEAD_M = 1.2  # how far ahead walkers count
+AHEAD_M = 1.5  # how far ahead on the path walkers count
+BESIDE_M = 0.1  # free space between a walker and the body that passes it
 
 Walker = tuple[float, float, float]  # x, y, radius (m)
 
@@ -77,7 +78,7 @@ class Expert:
         """What to do at this pose (m, rad) and measured velocity, float32 [4]: vx, vy, vz, yaw rate."""
         self._along = max(self._along, self.path.project(x, y, self._along))
         vx, yaw_rate = self._planar(x, y, yaw, walkers)
-        vx = self._unstick(x, y, vx, float(velocity[0]), walkers)
+        vx = self._unstick(x, y, yaw, vx, float(velocity[0]), walkers)
         vz = float(np.clip(HEIGHT_GAIN * (self.height_m - z), -self._climb, self._climb)) if self._climb else 0.0
         return np.array([vx, 0.0, vz, yaw_rate], dtype=np.float32)
 
@@ -111,7 +112,7 @@ class Expert:
             self._phase = "follow"
         if self._phase == "turn":
             return 0.0, self._clipped(TURN_GAIN * alpha)
-        speed = min(speed * max(math.cos(alpha), 0.2), self._room_ahead(x, y, yaw, walkers))
+        speed = min(speed * max(math.cos(alpha), 0.2), self._room_ahead(walkers))
         # The circle through the body, tangent to its heading, and through the point aimed at.
         curvature = 2 * math.sin(alpha) / max(math.hypot(aim_x - x, aim_y - y), 0.2)
         if abs(curvature) * speed > self._turning:
@@ -132,41 +133,45 @@ class Expert:
         beyond: float = (x - end_x) * math.cos(heading) + (y - end_y) * math.sin(heading)
         return beyond > 0
 
-    def _room_ahead(self, x: float, y: float, yaw: float, walkers: Sequence[Walker]) -> float:
-        """Speed (m/s) that stops before whoever walks ahead."""
-        allowed = math.inf
-        for other_x, other_y, radius in walkers:
-            ahead = math.cos(yaw) * (other_x - x) + math.sin(yaw) * (other_y - y)
-            aside = abs(math.cos(yaw) * (other_y - y) - math.sin(yaw) * (other_x - x))
-            reach = radius + self.planner.radius_m
-            if 0 < ahead < AHEAD_M + reach and aside < reach + 0.2:
-                allowed = min(allowed, max(0.0, 0.8 * (ahead - reach - 0.3)))
+    def _room_ahead(self, walkers: Sequence[Walker]) -> float:
+        """Speed (m/s) that stops before the first point of the path ahead where the body would touch a walker."""
+        if not walkers:
+            return math.inf
+        along = self.path.along
+        first, last = np.searchsorted(along, [self._along, self._along + AHEAD_M])
+        ahead, allowed = self.path.points[first:last], math.inf
+        for x, y, radius in walkers:
+            hit = np.flatnonzero(np.hypot(ahead[:, 0] - x, ahead[:, 1] - y) < radius + self.planner.radius_m + BESIDE_M)
+            if len(hit):
+                allowed = min(allowed, max(0.0, 0.8 * (float(along[first + hit[0]]) - self._along - 0.2)))
         return allowed
 
-    def _unstick(self, x: float, y: float, vx: float, measured: float, walkers: Sequence[Walker]) -> float:
+    def _unstick(self, x: float, y: float, yaw: float, vx: float, measured: float, walkers: Sequence[Walker]) -> float:
         """Back off and plan anew when pushing does not move the body; plan around walkers that do not go away."""
         if self._backing > 0:
             self._backing -= 1
             if self._backing == 0:
-                self._replan(x, y, walkers)
-            return -0.2
+                self._replan(x, y, yaw, walkers)
+            return -BACKING_MPS
         is_waiting = self._phase == "follow" and vx < 0.02
         self._waited = self._waited + 1 if is_waiting else 0
         self._stuck = self._stuck + 1 if vx > 0.1 and measured < 0.02 else 0
         if self._waited > PATIENCE_STEPS:
-            self._replan(x, y, walkers)
+            self._replan(x, y, yaw, walkers)
         if self._stuck > STUCK_STEPS:
             self._backing, self._stuck = BACKING_STEPS, 0
         return vx
 
-    def _replan(self, x: float, y: float, walkers: Sequence[Walker]) -> None:
+    def _replan(self, x: float, y: float, yaw: float, walkers: Sequence[Walker]) -> None:
         self.replanned += 1
         self._waited = 0
         end = self.path.points[-1].tolist()
         try:
-            self._follow(self.planner.plan((x, y), end, discs=[(a, b, r + 0.15) for a, b, r in walkers]))
+            self._follow(self.planner.plan((x, y), end, discs=[(a, b, r + BESIDE_M) for a, b, r in walkers]))
         except NoPath:
-            return  # somebody stands in the only way: wait on
+            # Somebody comes along the only way: make room if there is any behind, else wait on.
+            behind = (x - 0.4 * math.cos(yaw), y - 0.4 * math.sin(yaw))
+            self._backing = BACKING_STEPS if self.planner.free_at(*behind) > 0.05 else 0
 
     def _clipped(self, yaw_rate: float) -> float:
         return min(max(yaw_rate, -self._turning), self._turning)

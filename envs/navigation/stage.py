@@ -26,6 +26,7 @@ from kineflow.envs.navigation.scene import build_scene
 from kineflow.envs.navigation.values import CONTROL_HZ, EMBODIMENTS
 from kineflow.envs.navigation.world import World
 
+FREE_START_M = 0.5
 HARD_MPS = 0.35  # a touch at this speed or above is a crash
 
 
@@ -87,7 +88,11 @@ class Stage:
         mujoco.mj_resetData(model, data)
         self._restyler.apply(look)
         self._generator = np.random.default_rng([seed, 0xD21E])
-        self._movers.start(data, float(self._generator.uniform(0.0, 60.0)))
+        for time_s in self._generator.uniform(0.0, 60.0, 20):
+            self._movers.start(data, float(time_s))
+            # Nobody may stand in the body, nor so close that it could not do anything about it.
+            if all(math.dist((x, y), (a, b)) > r + self.embodiment.radius_m + FREE_START_M for a, b, r in self.walkers):
+                break
         self.robot.start(x, y, yaw)
         self._waiting = deque([np.zeros(4, np.float32)] * look.delay_steps)
         self._noise = look.command_noise * np.array(self.embodiment.limits.high)

@@ -110,7 +110,7 @@ def test_it_waits_for_who_walks_ahead_and_then_goes_around() -> None:
 def test_stuck_it_backs_off_and_plans_anew() -> None:
     expert = Expert(straight([(2.0, 6.0), (9.0, 6.0)]), embodiment_of("wheeled"), open_floor())
     commands = [expert.command(4.0, 6.0, 0.0, 0.0, AT_REST) for _ in range(40)]
-    assert min(c[0] for c in commands) == pytest.approx(-0.2)
+    assert min(c[0] for c in commands) < -0.2
     assert expert.replanned >= 1
 
 

@@ -179,6 +179,15 @@ def facing_something(env: Navigation) -> tuple[float, float, float]:
     return x, y, math.atan2(there_y - y, there_x - x)
 
 
+def test_no_walker_stands_where_the_body_starts() -> None:
+    env = make(replace(POINT, movers=3))
+    env.reset(seed=2)
+    walker = env.stage.world.movers[0]
+    for seed in range(12):
+        env.stage.begin(*walker.start, 0.0, seed=seed)
+        assert min(math.dist(walker.start, (x, y)) - r for x, y, r in env.stage.walkers) > env.body.radius_m + 0.4
+
+
 def test_time_runs_out() -> None:
     env = make(replace(POINT, time_limit_s=0.5))
     env.reset(seed=2)
