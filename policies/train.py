@@ -28,6 +28,7 @@ from kineflow.policies.checkpoint import ChunkPolicy, checkpoint_steps, load_wei
 from kineflow.policies.distillation.mix_flow import PreviousChunk
 from kineflow.policies.distillation.teacher_policy import TeacherPolicy
 from kineflow.policies.ema import ExponentialMovingAverage
+from kineflow.policies.fine_tuning import Parent
 from kineflow.policies.golden import golden_pair
 from kineflow.policies.metrics_log import forget_after, log_record
 from kineflow.policies.observed import Earlier, Observed, seen
@@ -81,10 +82,14 @@ class Trainer:
             interface = self.data.interface
             config.symmetry.check(self.data.state, interface.action.vector, interface.cameras)
         self.teacher = self._teacher()
+        parent = Parent(config.start_from, config.policy, self.data.interface, str(self.device)) if config.start_from else None
+        if parent:
+            self.data = replace(self.data, statistics={**self.data.statistics, **parent.statistics})
         torch.manual_seed(config.seed)  # initial weights
         self.network = PolicyNetwork(config.policy, self.data.interface, self.data.statistics).to(self.device)
-        if self.teacher:
-            self.teacher.prepare(self.network)
+        for earlier in (self.teacher, parent):
+            if earlier:
+                earlier.prepare(self.network)
         self.ema = ExponentialMovingAverage(self.network, config.optimiser.ema_decay)
         self.optimizer = adamw(self.network, config.optimiser.learning_rate, config.optimiser.weight_decay)
         self.loader = self.data.loader(config)

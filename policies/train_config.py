@@ -26,6 +26,7 @@ class TrainConfig:
     images: Images = field(default_factory=lambda: Images("auto"))  # where frames are read from; the result does not depend on it
     goals: GoalWindows = field(default_factory=GoalWindows)  # where the goals in policy.goals come from
     data_threads: int = 1  # that read batches ahead; 0: the training thread reads each when it needs it
+    start_from: str = ""  # a run, checkpoint or hub name whose weights and statistics are the beginning
     steps: int = 10_000
     batch_size: int = 256
     noise_samples: int = 1  # noises and times per window and step; the encoder runs once for all of them
