@@ -42,9 +42,9 @@ class Disturbance:
     `start_m`, `start_rad`: how far from the trip's start, along x and y each and in heading, the run begins.
     """
 
-    kicks_per_s: float = 0.3
+    kicks_per_s: float = 0.4
     kick_s: tuple[float, float] = (0.3, 0.8)
-    kick_turn: float = 0.7
+    kick_turn: float = 1.0
     kick_speed: float = 0.4
     noise: float = 0.05
     start_m: float = 0.3

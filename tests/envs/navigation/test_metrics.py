@@ -80,14 +80,13 @@ def test_a_touch_that_lasts_is_one() -> None:
 
 
 def test_stops_elsewhere_are_counted_and_the_one_at_the_goal_is_good() -> None:
-    way = np.concatenate([np.linspace(0, 4, 41), np.full(10, 4.0), np.linspace(4, 10, 61), np.full(10, 10.0)])
+    way = np.concatenate([np.zeros(10), np.linspace(0, 4, 41), np.full(10, 4.0), np.linspace(4, 10, 61), np.full(10, 10.0)])
     positions = np.stack([way, np.zeros_like(way)], axis=1)
     velocities = still(len(way))
-    velocities[1:, 0] = np.diff(way) * 10
-    velocities[:4] = 0.0  # at rest before it begins: no stop
+    velocities[1:, 0] = np.diff(way) * 10  # at rest for a second before it begins, which is no stop
     found = trip_metrics(positions, velocities, np.zeros(len(way), bool), LINE)
     assert (found.false_stops, found.stop_ok, found.success_05m) == (1, True, True)
-    cut = 45
+    cut = 55
     early = trip_metrics(positions[:cut], velocities[:cut], np.zeros(cut, bool), LINE)
     assert (early.stop_ok, early.success_1m) == (False, False)
     assert false_stops(positions, is_at_rest(velocities), LINE[-1], 1.0, 30) == 0, "too short to be a stop"

@@ -206,6 +206,24 @@ def test_a_route_counts_only_with_its_places_in_between() -> None:
     assert [env.step(STAY)[4]["is_success"] for _ in range(5)][-1]
 
 
+def test_each_look_has_its_light_and_camera() -> None:
+    env = make()
+    env.reset(seed=2)
+    looks = [
+        Randomisation.none(),
+        Randomisation(light_diffuse=0.2),
+        Randomisation(camera_turn_rad=(0.0, 0.05, 0.0)),
+        Randomisation.none(),
+    ]
+    pictures = []
+    for look in looks:
+        env.stage.begin(*env.trip.start, look)
+        pictures.append(env.stage.rgb())
+    assert pictures[0].mean() > pictures[1].mean() + 5
+    assert not np.array_equal(pictures[0], pictures[2])
+    np.testing.assert_array_equal(pictures[0], pictures[3])
+
+
 def test_delay_holds_commands_back_and_noise_spares_standing() -> None:
     env = make()
     env.reset(seed=2)
