@@ -114,7 +114,7 @@ def test_stopped_by_ctrl_c_what_is_committed_stays(tmp_path: Path) -> None:
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and (not store.exists() or EpisodeStore.open(store).num_episodes < 2):
+    while time.monotonic() < deadline and (not (store / "manifest.json").exists() or EpisodeStore.open(store).num_episodes < 2):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=30)
@@ -123,6 +123,15 @@ def test_stopped_by_ctrl_c_what_is_committed_stays(tmp_path: Path) -> None:
     held = EpisodeStore.open(store)
     assert 2 <= held.num_episodes < 50
     assert [f for f in diagnose(store, verify=True) if f.severity == "error"] == []
+
+
+def test_runs_of_one_trip_differ_in_all_but_their_goal(tmp_path: Path) -> None:
+    collect(replace(TINY, worlds=1, trips_per_world=1, runs_per_trip=2), tmp_path / "nav.eps")
+    store = EpisodeStore.open(tmp_path / "nav.eps")
+    starts = {tuple(store.episode(i).streams["pose"].values[0, :2]) for i in range(3)}
+    lights = {round(float(store.episode(i).streams["front"].values[0].mean()), 3) for i in range(3)}
+    assert len(starts) == len(lights) == 3
+    assert len({store.episode(i).goals["video"].value.tobytes() for i in range(3)}) == 1
 
 
 def test_depth_and_flow_are_cameras_of_the_store(tmp_path: Path) -> None:
