@@ -30,7 +30,7 @@ FLOW_UNITS = 64.0  # stored steps per pixel of optical flow
 FLOW_ZERO = 32768
 KICK_ROOM_M = 0.15  # free space around the body below which it is not kicked on
 LOOK_AHEAD_S = 0.5  # of its motion, for that
-GOAL_M = 0.3  # how near to its path's end the expert has to stop for a demonstration to count
+GOAL_M = 0.35  # how near to its path's end the expert has to stop for a demonstration to count
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,9 @@ def record(
     for _ in range(round(recording.limit_s * CONTROL_HZ)):
         velocity, (x, y, z), yaw = stage.robot.velocity(), stage.position, stage.yaw
         command = expert.command(x, y, z, yaw, velocity, stage.walkers)
-        is_resting = expert.is_resting and stage.speed < AT_REST_MPS and abs(float(velocity[3])) < AT_REST_RADPS
+        is_still = stage.speed < AT_REST_MPS and abs(float(velocity[3])) < AT_REST_RADPS
+        # Once at rest it is, until the expert drives again: a hovering body sways.
+        is_resting = expert.is_resting and (is_still or rested > 0)
         log.add(front=stage.rgb(), velocity=velocity, embodiment=one_hot, pose=stage.pose, action=command, stop=[is_resting])
         log.add(**ground_truth.read())
         if cursor is not None:

@@ -23,10 +23,11 @@ from kineflow.envs.navigation.embodiments.embodiment import Embodiment
 from kineflow.envs.navigation.planner import NoPath, Path, Planner
 
 CRUISE = {"wheeled": 0.8, "drone": 1.0, "humanoid": 0.6}  # m/s
+APPROACH = {"wheeled": 1.5, "drone": 1.2, "humanoid": 0.8}  # m/s per metre left, at the very end: a walker takes a step to stop
 BRAKING = 0.45  # m/s^2: a third of what the bodies can, so that delays do not carry them past the end
 ARRIVED_M = 0.05
 PAST_M = 0.2  # beyond the end by less than this is there, too: turning back would be the longer way
-LEFT_M = 0.35  # so far from the end, a body that had arrived has been pushed away and drives again
+LEFT_M = 0.3  # so far from the end, a body that had arrived has been pushed away and drives again
 TURN_RAD, TURNED_RAD, ALIGNED_RAD = 1.0, 0.3, 0.06
 TURN_GAIN = 2.0  # rad/s per rad: with up to 0.3 s between a command and its effect it does not overshoot
 HEIGHT_GAIN = 1.0  # 1/s
@@ -84,7 +85,7 @@ class Expert:
 
     def _follow(self, path: Path) -> None:
         self.path, self._along, self._phase = path, 0.0, "turn"
-        self._profile = speed_profile(path, self.planner, self.cruise, self._turning)
+        self._profile = speed_profile(path, self.planner, self.cruise, self._turning, APPROACH.get(self.embodiment.name, 1.0))
         self._stuck = self._backing = self._waited = 0
 
     def _planar(self, x: float, y: float, yaw: float, walkers: Sequence[Walker]) -> tuple[float, float]:
@@ -177,7 +178,7 @@ class Expert:
         return min(max(yaw_rate, -self._turning), self._turning)
 
 
-def speed_profile(path: Path, planner: Planner, cruise: float, turning: float) -> Float[np.ndarray, "N"]:
+def speed_profile(path: Path, planner: Planner, cruise: float, turning: float, approach: float = 1.5) -> Float[np.ndarray, "N"]:
     """Speed (m/s) at each point: slower in curves and narrow places, braking to (nearly) nothing at the end."""
     along, headings = path.along, path.headings
     # Heading changes over half a metre: shorter pieces would see the grid, not the curve.
@@ -194,7 +195,7 @@ def speed_profile(path: Path, planner: Planner, cruise: float, turning: float) -
         limited[index] = min(limited[index], math.sqrt(limited[index + 1] ** 2 + 2 * BRAKING * gaps[index]))
     # Close to the end the root's slope is endless: a straight line instead, and enough speed to get there at all.
     left = path.length - along
-    profile: Float[np.ndarray, "N"] = np.maximum(np.minimum(np.array(limited), 1.5 * left + 0.06), 0.06)
+    profile: Float[np.ndarray, "N"] = np.maximum(np.minimum(np.array(limited), approach * left + 0.06), 0.06)
     return profile
 
 
