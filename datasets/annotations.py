@@ -8,10 +8,12 @@
 
 `episode` is the row in `episodes/`; texts, names, frames and languages are places in the attribute `labels` of `episodes/`
 (-1: empty, and of a language: "und"); `kind` is the place in `GOAL_KINDS`, height and width are 0 for poses and points.
+Goals that are equal may share their rows, within a segment.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
@@ -50,15 +52,18 @@ def encode_annotations(episodes: Sequence[Episode], place: Mapping[str, int]) ->
     ]
     if spans:
         files |= encode_vectors("spans", np.array(spans, np.int64))
-    table, values = [], dict[str, list[np.ndarray]]()
+    table, values, place_of = [], dict[str, list[np.ndarray]](), dict[tuple[str, bytes], int]()
     for row, episode in enumerate(episodes):
         for name, goal in episode.goals.items():
             rows = goal.value if goal.kind == "video" else goal.value[None]
             height, width = (0, 0) if goal.kind in GOAL_WIDTHS else rows.shape[1:3]
-            held = values.setdefault(_array_of(goal.kind, height, width), [])
-            extent = (height, width, sum(map(len, held)), len(rows))
+            array = _array_of(goal.kind, height, width)
+            held, key = values.setdefault(array, []), (array, hashlib.blake2b(rows.tobytes()).digest())
+            if key not in place_of:  # episodes that were to follow one clip share its frames
+                place_of[key] = sum(map(len, held))
+                held.append(rows)
+            extent = (height, width, place_of[key], len(rows))
             table.append((row, place[name], GOAL_KINDS.index(goal.kind), place[goal.frame], *extent))
-            held.append(rows)
     if table:
         files |= {"goals/zarr.json": group({"kinds": GOAL_KINDS}), **encode_vectors("goals/table", np.array(table, np.int64))}
     for path, parts in values.items():

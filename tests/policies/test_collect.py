@@ -178,3 +178,12 @@ def test_a_trip_that_cannot_be_drawn_is_skipped_and_said(tmp_path: Path, monkeyp
     report = collect(replace(TINY, worlds=1), tmp_path / "nav.eps")
     assert (report.episodes, report.skipped) == (0, 2)
     assert WorldDone(0, 0, 0, 0, 0, 2, 0.0).skipped == report.skipped
+
+
+def test_runs_of_one_trip_share_the_frames_of_its_clip(collected: EpisodeStore) -> None:
+    """Two trips with two runs each: twice the clip's frames (and a last one for each image), not four times."""
+    frames = next((collected.path / "segments").glob("*/goals/frames_12x16/zarr.json"))
+    stored = json.loads(frames.read_text())["shape"][0]
+    segment = {collected.episode(i).seed // 10_000: i for i in (0, 4)}
+    sizes = {w: sum(len(collected.episode(first + t).goals["video"].value) + 1 for t in (0, 2)) for w, first in segment.items()}
+    assert stored in sizes.values()
