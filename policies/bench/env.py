@@ -41,7 +41,7 @@ def bench_env(*, quick: bool) -> Iterator[Row]:
     for body in bodies:
         for kind in ("indoor", "outdoor") if body == "wheeled" else ("indoor",):
             try:
-                env = Navigation(Task("point", kind, time_limit_s=1e9), body)  # type: ignore[arg-type]
+                env = Navigation(Task("point", kind, time_limit_s=1e9), body)
                 env.reset(seed=1)
             except KineflowError:
                 continue  # the humanoid's model cannot be fetched here
