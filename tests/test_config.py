@@ -117,11 +117,19 @@ def test_unknown_name_lists_shipped_ones() -> None:
 def test_every_shipped_config_loads() -> None:
     from kineflow.config import CONFIG_ROOT
     from kineflow.datasets.doctor_checks.finding import DoctorConfig
+    from kineflow.policies.collect import CollectConfig
     from kineflow.policies.compose.search import SearchConfig
     from kineflow.policies.eval_result import EvalConfig
     from kineflow.policies.train import TrainConfig
 
-    classes = {"compose": SearchConfig, "data": DoctorConfig, "train": TrainConfig, "eval": EvalConfig, "interfaces": Interface}
+    classes = {
+        "collect": CollectConfig,
+        "compose": SearchConfig,
+        "data": DoctorConfig,
+        "eval": EvalConfig,
+        "interfaces": Interface,
+        "train": TrainConfig,
+    }
     files = sorted(CONFIG_ROOT.rglob("*.yaml"))
     assert len(files) >= 6
     for file in files:

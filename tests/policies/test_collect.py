@@ -97,6 +97,10 @@ def test_a_worker_that_fails_is_heard(tmp_path: Path) -> None:
         collect(replace(TINY, worlds=1, embodiment="submarine"), tmp_path / "nav.eps", workers=2)
 
 
+def _take_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_stopped_by_ctrl_c_what_is_committed_stays(tmp_path: Path) -> None:
     store = tmp_path / "nav.eps"
     overrides = ["--worlds", "50", "--trips_per_world", "1", "--runs_per_trip", "0", "--tasks", "point"]
@@ -112,7 +116,8 @@ def test_stopped_by_ctrl_c_what_is_committed_stays(tmp_path: Path) -> None:
         "2",
         *overrides,
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # A shell's background jobs, and so the tests that run in one, ignore SIGINT; what is tested here must not inherit that.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_take_interrupts)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and (not (store / "manifest.json").exists() or EpisodeStore.open(store).num_episodes < 2):
         time.sleep(0.1)
