@@ -88,6 +88,29 @@ def test_truncated_store_is_refused_by_training(pusht_store: Path, tmp_path: Pat
     fails(["train", "train/pusht_flow", "--run", tmp_path / "r", "--store", broken], capsys, str(victim), "kineflow data doctor")
 
 
+def test_a_store_without_what_the_encoder_needs_is_refused_by_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interface = load_config(Interface, "interfaces/pusht")
+    other = VectorSpec(("agent_x", "agent_y"), ("px", "px"), "board", (0.0, 0.0), (512.0, 512.0))
+    store = EpisodeStore.create(tmp_path / "other.eps", change_state(interface, other), clock="nominal_10hz")
+    values, stamps = np.random.default_rng(0).uniform(0, 512, (20, 2)).astype(np.float32), np.arange(20, dtype=np.int64) * 10**8
+    with store.writer() as writer:
+        for _ in range(4):
+            writer.add(Episode({"state": Stream(values, stamps), "action": Stream(values, stamps)}, clock="nominal_10hz"))
+    command: list[str | Path] = ["train", "train/pusht_flow", "--run", tmp_path / "r", "--store", store.path]
+    fails(command, capsys, "block_x", "the state has ('agent_x', 'agent_y')")
+
+
+def change_state(interface: Interface, vector: VectorSpec) -> Interface:
+    return Interface({"state": replace(interface.features["state"], vector=vector)}, interface.action)
+
+
+def test_kills_are_of_the_crash_bench_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    fails(["bench", "data", "--quick", "--kills", "3"], capsys, "bench data", "--kills 3", "bench crash")
+    fails(["bench", "crash", "--kills", "0"], capsys, "--kills 0", "above 0")
+
+
 def test_store_of_a_newer_schema_is_refused(pusht_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     newer = Path(shutil.copytree(pusht_store, tmp_path / "newer.eps"))
     manifest = newer / "manifest.json"

@@ -33,7 +33,7 @@ class Objects:
             self._store = self._stores.from_url(self.url, **_with_defaults(self.url, options))
         except (self._errors.BaseError, ValueError, TypeError) as error:
             raise StoreError(
-                f"{url} cannot be opened ({error}); give s3://bucket/path, gs://, az://, https:// or file:///"
+                f"{url} cannot be opened ({str(error).splitlines()[0]}); give s3://bucket/path, gs://, az://, https:// or file:///"
             ) from error
 
     def get(self, path: str) -> bytes:

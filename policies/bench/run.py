@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kineflow.contracts import KineflowError
 from kineflow.datasets.bench.crash import bench_crash
 from kineflow.datasets.bench.data import bench_data
 from kineflow.policies.bench.compose import bench_compose
@@ -28,7 +29,13 @@ BENCHES: dict[str, Callable[..., Iterator[Row]]] = {
 
 
 def run_bench(name: str, *, quick: bool, kills: int | None = None) -> BenchReport:
-    """Run one benchmark, or all of them; rows are shown as they come. `kills` is an option of "crash" only."""
+    """Run one benchmark, or all of them; rows are shown as they come. `kills` is an option of "crash" only.
+
+    Raises:
+        KineflowError: `kills` of another benchmark, or less than one.
+    """
+    if kills is not None and (name != "crash" or kills < 1):
+        raise KineflowError(f"bench {name}: --kills {kills}; it is a number above 0, of `bench crash` alone")
     names = list(BENCHES) if name == "all" else [name]
     rows: list[Row] = []
     with Console(stderr=True).status("measuring") as status:

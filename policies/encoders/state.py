@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kineflow.contracts import CameraSpec, VectorSpec
+from kineflow.contracts import CameraSpec, KineflowError, VectorSpec
 from kineflow.policies.observed import Observed
 
 
@@ -45,15 +45,17 @@ class State:
     periods: tuple[float, ...] = ()
 
     def geometry(self, spec: VectorSpec, observation_horizon: int) -> StateFeatures:
-        """Raises ValueError when a named dimension is not in `spec`."""
+        """Raises KineflowError when a named dimension is not in `spec`."""
         if spec.size == 0:
-            raise ValueError("a State encoder needs at least one feature in policy.features; for images alone use kind: Vision")
+            raise KineflowError(
+                "a State encoder needs at least one feature in policy.features; for images alone use kind: Vision"
+            )
         return StateFeatures(self, spec, observation_horizon)
 
     def build(self, spec: VectorSpec, observation_horizon: int, cameras: Mapping[str, CameraSpec]) -> StateEncoder:
-        """Raises ValueError for unknown dimensions, or when there are cameras that it would ignore."""
+        """Raises KineflowError for unknown dimensions, or when there are cameras that it would ignore."""
         if cameras:
-            raise ValueError(f"policy.cameras names {sorted(cameras)}, but a State encoder sees no images; use kind: Vision")
+            raise KineflowError(f"policy.cameras names {sorted(cameras)}, but a State encoder sees no images; use kind: Vision")
         return StateEncoder(self, self.geometry(spec, observation_horizon))
 
 
@@ -70,7 +72,7 @@ class StateFeatures:
         where = {name: i for i, name in enumerate(spec.names)}
         named = [n for b in config.bodies for n in (b.x, b.y, b.angle)] + [n for o in config.observers for n in o]
         if unknown := [n for n in named if n not in where]:
-            raise ValueError(f"State encoder names {unknown}, but the state has {spec.names}")
+            raise KineflowError(f"State encoder names {unknown}, but the state has {spec.names}")
         self.bodies = [(where[b.x], where[b.y], where[b.angle], torch.tensor(b.points)) for b in config.bodies]
         self.observers = [(where[x], where[y]) for x, y in config.observers]
         self.frequencies = [2 * torch.pi / period for period in config.periods]

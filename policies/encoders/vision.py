@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from kineflow.contracts import CameraSpec, VectorSpec
+from kineflow.contracts import CameraSpec, KineflowError, VectorSpec
 from kineflow.policies.encoders.state import ResidualBlock, State, StateFeatures
 from kineflow.policies.observed import Observed
 
@@ -42,13 +42,15 @@ class Vision:
         return self.state.geometry(spec, observation_horizon) if spec.size else None
 
     def build(self, spec: VectorSpec, observation_horizon: int, cameras: Mapping[str, CameraSpec]) -> VisionEncoder:
-        """Raises ValueError without cameras, for channels that GroupNorm cannot split, or tokens of two widths."""
+        """Raises KineflowError without cameras, for channels that GroupNorm cannot split, or tokens of two widths."""
         if not cameras:
-            raise ValueError("a Vision encoder needs at least one camera in policy.cameras; without images use kind: State")
+            raise KineflowError("a Vision encoder needs at least one camera in policy.cameras; without images use kind: State")
         if not self.channels or any(c % GROUP for c in self.channels):
-            raise ValueError(f"Vision.channels must be multiples of {GROUP} (one GroupNorm group), got {self.channels}")
+            raise KineflowError(f"Vision.channels must be multiples of {GROUP} (one GroupNorm group), got {self.channels}")
         if spec.size and self.state.token != self.token:
-            raise ValueError(f"Vision.token {self.token} and Vision.state.token {self.state.token} differ; give them one width")
+            raise KineflowError(
+                f"Vision.token {self.token} and Vision.state.token {self.state.token} differ; give them one width"
+            )
         return VisionEncoder(self, spec, observation_horizon, cameras)
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kineflow.contracts import KineflowError
 from kineflow.policies.heads.embedding import TimeEmbedding, rotate
 
 
@@ -25,12 +26,12 @@ class DiT:
     def build(self, horizon: int, action_dim: int, condition_shape: tuple[int, int], two_times: bool = False) -> DiTHead:
         """`condition_shape` is (tokens N, features D); with `two_times` the head also takes the time to jump to.
 
-        Raises ValueError for sizes that do not divide.
+        Raises KineflowError for sizes that do not divide.
         """
         if horizon % self.patch:
-            raise ValueError(f"DiT.patch {self.patch} does not divide the prediction horizon {horizon}")
+            raise KineflowError(f"DiT.patch {self.patch} does not divide the prediction horizon {horizon}")
         if self.width % (2 * self.attention_heads):
-            raise ValueError(f"DiT.width {self.width} is not a multiple of 2 * attention_heads {self.attention_heads}")
+            raise KineflowError(f"DiT.width {self.width} is not a multiple of 2 * attention_heads {self.attention_heads}")
         return DiTHead(self, action_dim, condition_shape, two_times)
 
 

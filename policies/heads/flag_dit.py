@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kineflow.contracts import KineflowError
 from kineflow.policies.heads.embedding import TimeEmbedding, rotate
 
 Heads = Float[Tensor, "B K T E"]  # K attention heads of E = W / K features
@@ -33,10 +34,10 @@ class FlagDiT:
     def build(self, horizon: int, action_dim: int, condition_shape: tuple[int, int], two_times: bool = False) -> FlagDiTHead:
         """`condition_shape` is (tokens N, features D); with `two_times` the head also takes the time to jump to.
 
-        `horizon` is that of training; others are legal later. Raises ValueError for sizes that do not divide.
+        `horizon` is that of training; others are legal later. Raises KineflowError for sizes that do not divide.
         """
         if self.width % (2 * self.attention_heads):
-            raise ValueError(f"FlagDiT.width {self.width} is not a multiple of 2 * attention_heads {self.attention_heads}")
+            raise KineflowError(f"FlagDiT.width {self.width} is not a multiple of 2 * attention_heads {self.attention_heads}")
         return FlagDiTHead(self, horizon, action_dim, condition_shape, two_times)
 
 

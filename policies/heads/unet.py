@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kineflow.contracts import KineflowError
 from kineflow.policies.heads.embedding import TimeEmbedding
 
 
@@ -25,15 +26,15 @@ class UNet:
     def build(self, horizon: int, action_dim: int, condition_shape: tuple[int, int], two_times: bool = False) -> UNetHead:
         """`condition_shape` is (tokens N, features D); with `two_times` the head also takes the time to jump to.
 
-        Raises ValueError for sizes that do not divide.
+        Raises KineflowError for sizes that do not divide.
         """
         factor = 2 ** (len(self.channels) - 1)
         if horizon % factor:
-            raise ValueError(
+            raise KineflowError(
                 f"UNet with {len(self.channels)} levels needs a prediction horizon that {factor} divides, got {horizon}"
             )
         if bad := [c for c in self.channels if c % self.groups]:
-            raise ValueError(f"UNet.channels {bad} are not multiples of groups {self.groups}")
+            raise KineflowError(f"UNet.channels {bad} are not multiples of groups {self.groups}")
         return UNetHead(self, action_dim, condition_shape, two_times)
 
 

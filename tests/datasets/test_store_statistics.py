@@ -79,8 +79,12 @@ def test_every_statistic_is_that_of_the_samples(store: EpisodeStore) -> None:
 
 
 def test_sketched_quantiles_read_no_samples(store: EpisodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = StatisticsRequest(split="train", quantiles="sketch")
+    expected = store_statistics(store, request)
     monkeypatch.setattr(EpisodeStore, "low_dim", None)
-    store_statistics(store, StatisticsRequest(split="train", quantiles="sketch"))
+    assert store_statistics(store, request) == expected
+    with pytest.raises(TypeError):  # so that the test can fail
+        store_statistics(store, replace(request, quantiles="exact"))
 
 
 @pytest.mark.parametrize("padded", ["excluded", "clamped"])

@@ -144,5 +144,5 @@ def test_rotary_makes_dit_see_order() -> None:
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(config: UNet | DiT | FlagDiT, horizon: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(KineflowError, match=message):
         config.build(horizon, A, (N, D))

@@ -78,7 +78,7 @@ def test_features_do_not_see_the_seam_of_an_angle(angle: float, x: float, y: flo
 
 
 def test_unknown_dimension_of_a_body_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"State encoder names \['block'\], but the state has \('x', 'y', 'angle'\)"):
+    with pytest.raises(KineflowError, match=r"State encoder names \['block'\], but the state has \('x', 'y', 'angle'\)"):
         StateFeatures(State(bodies=(PlanarBody("x", "block", "angle", ()),)), STATE, 2)
 
 

@@ -188,12 +188,12 @@ def test_tokens_of_cameras_cells_and_state() -> None:
     ],
 )
 def test_encoders_that_cannot_be_built(config: Vision | State, cameras: dict[str, CameraSpec], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(KineflowError, match=message):
         config.build(SPOT, 1, cameras)
 
 
 def test_a_policy_without_any_input_is_refused(spots: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="needs at least one feature in policy"):
+    with pytest.raises(KineflowError, match="needs at least one feature in policy"):
         State().build(VectorSpec((), (), "", (), ()), 1, {})
     with pytest.raises(KineflowError, match="windows need a feature or a camera"):
         train(TrainConfig(replace(POLICY, encoder=State(), cameras=()), store=spots, steps=1), tmp_path / "r")
