@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from kineflow.config import apply_overrides, from_plain, load_config
+from kineflow.contracts import KineflowError
 from kineflow.policies.budget import choose_threads, fit_to_minutes
 from kineflow.policies.checkpoint import load_policy
 from kineflow.policies.distillation.methods import METHODS, Distillation
@@ -91,7 +92,7 @@ def _check_head(teacher: Path, student: PolicyConfig, text: str | None) -> None:
     network = load_policy(teacher).network
     try:
         student.head.build(student.horizons.prediction, network.action_dim, network.encoder.token_shape)
-    except ValueError as error:
+    except KineflowError as error:
         raise DistillationError(
             f"--student {text}: does not fit the teacher {teacher}, which predicts {student.horizons.prediction} steps of "
             f"{network.action_dim} dimensions: {error}"
