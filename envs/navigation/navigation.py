@@ -5,8 +5,10 @@
     env.goal()                                    # {"video": uint8 [T, 96, 96, 3], "image": uint8 [96, 96, 3]}
     observation, reward, terminated, truncated, info = env.step(command)
 
-Ends: at rest within the goal region for 0.5 s (success), where the policy says that it is done (`declare_stop`), at a crash
-(touching something at 0.35 m/s or faster), at a fall; cut off at the task's time limit. Softer touches are counted and go on.
+Ends: at rest within the goal region for 0.5 s (success), at rest after the policy said that it is done (`declare_stop`), at a
+crash (touching something at 0.35 m/s or faster), at a fall; cut off at the task's time limit. Softer touches are counted and go
+on. With `ends_at_goal=False` the goal ends nothing: who does not say stop drives on, and only where it is at the end counts. So
+evaluations are run, because on a robot nobody says either that it has arrived.
 What `info` says of the goal (distance, success) is for metrics: a policy is given the observation and `goal()`.
 """
 
@@ -24,7 +26,7 @@ from jaxtyping import Float, UInt8
 from kineflow.config import load_config
 from kineflow.contracts import Interface, KineflowError, VectorSpec
 from kineflow.envs.navigation.goal_clip import GoalClip, film
-from kineflow.envs.navigation.metrics import AT_REST_MPS, AT_REST_RADPS
+from kineflow.envs.navigation.metrics import AT_REST_MPS, AT_REST_RADPS, TripMetrics, trip_metrics
 from kineflow.envs.navigation.randomise import Randomisation, RandomisationRanges
 from kineflow.envs.navigation.stage import Picture, Stage, embodiment_of
 from kineflow.envs.navigation.tasks import Kind, Task, Trip, draw_trip
@@ -32,6 +34,7 @@ from kineflow.envs.navigation.values import CONTROL_HZ, EMBODIMENTS, FRONT
 from kineflow.envs.navigation.world import generate_world
 
 REST_STEPS = 5  # 0.5 s
+COME_TO_REST_STEPS = 30  # 3 s, after the policy said stop: a walker sways for a while
 FOLLOW_CLIP, SMALL = Task("video"), Picture()
 PASSED_M = 1.0  # how near a route's places in between must be passed
 TOLD: dict[Kind, tuple[str, ...]] = {
@@ -69,10 +72,12 @@ class Navigation(gymnasium.Env[Observation, np.ndarray]):
         randomisation: RandomisationRanges | None = None,
         clip_rate_hz: float = 5.0,
         told: tuple[GoalName, ...] | None = None,
+        ends_at_goal: bool = True,
         render_mode: str | None = None,
     ) -> None:
         self.task, self.body, self.picture, self.ranges = task, embodiment_of(embodiment), picture, randomisation
         self.clip_rate_hz, self.told, self.render_mode = clip_rate_hz, told or TOLD[task.kind], render_mode
+        self.ends_at_goal = ends_at_goal
         if task.kind != "language" and "instruction" in self.told:
             raise KineflowError(f"a {task.kind} task has no words; take Task('language'), or leave 'instruction' out of told")
         self.interface = sized(load_config(Interface, "interfaces/navigation"), picture)
@@ -90,8 +95,9 @@ class Navigation(gymnasium.Env[Observation, np.ndarray]):
         number = int(self.np_random.integers(2**31)) if seed is None else seed
         self.trip, self.clip = self._prepare(number)
         self.stage.begin(*self.trip.start, self._look(number, 0), number)
-        self._steps = self._touches = self._rested = 0
+        self._steps = self._touches = self._rested = self._stopping = 0
         self._was_touching = self._stopped = False
+        self._track = [self._now()]
         self._travelled = 0.0
         self._passed = 0
         self._distance = self._start_distance = self.distance
@@ -104,24 +110,36 @@ class Navigation(gymnasium.Env[Observation, np.ndarray]):
         before = stage.position
         stage.drive(np.zeros(4) if self._stopped else action)
         self._steps += 1
+        self._track.append(self._now())
         self._travelled += math.dist(before[:2], stage.position[:2])
         self._touches += stage.touched and not self._was_touching
         self._was_touching = stage.touched
         self._rested = self._rested + 1 if self.at_rest else 0
         self._pass_places()
         is_there = self.distance <= self.task.radius_m and self._passed == len(self.trip.via)
-        is_done = self._rested >= REST_STEPS and is_there
+        is_done = self.ends_at_goal and is_there and self._rested >= REST_STEPS
         is_broken = stage.crashed or stage.robot.fallen()
-        # Who says that it is done is judged where it is, moving or not: it was asked to come to rest first.
-        is_success = not is_broken and (is_done or (self._stopped and is_there))
-        reward, self._distance = self._distance - self.distance + 10.0 * is_success, self.distance
-        info = self._info(is_success)
+        self._stopping += self._stopped
+        # Who said stop is judged where it comes to rest, or where it is when it does not.
+        has_stopped = self._stopped and (self._rested >= REST_STEPS or self._stopping >= COME_TO_REST_STEPS)
         truncated = self._steps >= round(self.task.time_limit_s * CONTROL_HZ)
-        return self._observation(), float(reward), bool(is_done or is_broken or self._stopped), truncated, info
+        ends = is_done or has_stopped or (truncated and not self.ends_at_goal)
+        is_success = bool(ends and is_there and not is_broken)
+        reward, self._distance = self._distance - self.distance + 10.0 * is_success, self.distance
+        return self._observation(), float(reward), bool(is_done or is_broken or has_stopped), truncated, self._info(is_success)
 
     def declare_stop(self) -> None:
-        """The policy says that it has arrived: the next `step` drives nowhere and ends the episode."""
+        """The policy says that it has arrived: it is no longer driven, and the episode ends when it rests (after 3 s at most)."""
         self._stopped = True
+
+    def metrics(self) -> TripMetrics:
+        """Of the episode so far, measured against the planned path.
+
+        Raises:
+            KineflowError: before the first step.
+        """
+        positions, velocities, touched = (np.array(part) for part in zip(*self._track, strict=True))
+        return trip_metrics(positions, velocities, touched, self.trip.path.points, self.task.radius_m, CONTROL_HZ)
 
     def goal(self) -> Mapping[str, Any]:
         """What the policy is told: arrays and strings in the forms of `interface.goals`.
@@ -214,6 +232,9 @@ class Navigation(gymnasium.Env[Observation, np.ndarray]):
         if self.clip is not None:
             known |= {"video": self.clip.frames, "image": self.clip.image}
         return {name: known[name] for name in self.told}
+
+    def _now(self) -> tuple[tuple[float, float], np.ndarray, bool]:
+        return self.stage.position[:2], self.stage.robot.velocity(), self.stage.touched
 
     def _pass_places(self) -> None:
         via = self.trip.via

@@ -140,14 +140,43 @@ def test_who_says_stop_is_judged_there() -> None:
     env = make()
     env.reset(seed=2)
     env.declare_stop()
-    _, _, terminated, _, info = env.step(AHEAD)
-    assert terminated
-    assert not info["is_success"]
+    said = [env.step(AHEAD) for _ in range(5)]
+    assert [step[2] for step in said] == [False] * 4 + [True], "it has rested for 0.5 s, whatever it was told"
+    assert not said[-1][4]["is_success"]
     env.reset(seed=2)
     assert not env.step(AHEAD)[2], "a new episode has forgotten it"
     env.stage.begin(*env.trip.goal, 0.0)
     env.declare_stop()
-    assert env.step(STAY)[4]["is_success"]
+    assert [env.step(STAY)[4]["is_success"] for _ in range(5)] == [False] * 4 + [True]
+
+
+def test_where_the_goal_ends_nothing_only_the_end_counts() -> None:
+    env = make(replace(POINT, time_limit_s=3.0), ends_at_goal=False)
+    env.reset(seed=2)
+    env.stage.begin(*env.trip.goal, 0.0)
+    said = [env.step(STAY) for _ in range(30)]
+    assert not any(step[2] for step in said), "resting at the goal is no news"
+    assert [step[4]["is_success"] for step in said] == [False] * 29 + [True]
+    env.reset(seed=2)
+    env.stage.begin(*env.trip.goal, 0.0)
+    far = math.dist(env.trip.start[:2], env.trip.goal)
+    env.stage.begin(*env.trip.start)
+    last = [env.step(STAY) for _ in range(30)][-1]
+    assert (last[3], last[4]["is_success"]) == (True, False)
+    assert env.metrics().goal_error == pytest.approx(far, abs=0.05)
+
+
+def test_metrics_are_those_of_the_whole_drive() -> None:
+    env = make()
+    env.reset(seed=2)
+    said = drive_there(env)
+    found = env.metrics()
+    assert found.success_1m
+    assert found.stop_ok
+    assert found.false_stops == 0
+    assert found.path_length == pytest.approx(said[-1][4]["path_length"], abs=1e-6)  # type: ignore[index]
+    assert found.spl == pytest.approx(env.trip.path.length / max(found.path_length, env.trip.path.length), rel=1e-6)
+    assert found.ate < 0.25
 
 
 def test_a_crash_ends_the_episode_and_a_soft_touch_is_counted() -> None:
