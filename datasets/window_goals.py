@@ -7,6 +7,10 @@
 An episode's goal video is what it was to follow; the cursor, a feature recorded with it, says at which frame of that clip the
 robot was. An episode without one is a demonstration that follows itself: what it saw later is its goal. Likewise a goal image is
 the one recorded, or else the last frame of the clip.
+
+Who drives has no such cursor and has to find its place. With `slack` = (b, a) a window's video begins up to b frames of the clip
+before the cursor or a behind it, always the same for the same step, and `ahead_s` says how far ahead of that beginning it is:
+what a policy must see to find its place (policies/progress.py).
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from kineflow.contracts import Goal, GoalBatch, GoalSpec, KineflowError
 from kineflow.datasets.episode_store import EpisodeStore
@@ -28,11 +32,17 @@ PICTURES = ("video", "image")
 @dataclass(frozen=True)
 class GoalWindows:
     """Where goals come from, see the module: the camera whose frames are the clip of an episode that has no goal video, the
-    feature [1] that holds the cursor ("": the step), and the rate of all clips (0: that of the camera)."""
+    feature [1] that holds the cursor ("": the step), the rate of all clips (0: that of the camera), and the `slack`, in frames of
+    the clip, with which a video begins before or behind the cursor."""
 
     camera: str = "front"
     cursor: str = ""
     rate_hz: float = 0.0
+    slack: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        if min(self.slack) < 0:
+            raise KineflowError(f"goals.slack is {self.slack}; it is how many frames before and how many behind the cursor")
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class GoalReader:
         self._specs = specs
         told = [store.told(index) for index in episodes]
         self._instruction = [words for words, _ in told]
-        self._rate_hz = how.rate_hz or store.interface.cameras[how.camera].rate_hz
+        self._rate_hz, self._slack = how.rate_hz or store.interface.cameras[how.camera].rate_hz, how.slack
         self._stride = {name: self._rate_hz / spec.rate_hz for name, spec in specs.items() if spec.kind == "video"}
         self._pictures: dict[str, _Pictures] = {}
         if any(spec.kind in PICTURES for spec in specs.values()):
@@ -73,7 +83,7 @@ class GoalReader:
     def read(self, episode: Int64[np.ndarray, "B"], step: Int64[np.ndarray, "B"]) -> GoalBatch:
         """`episode`: places in the list of episodes; `step`: steps of their actions."""
         words, values = tuple(self._instruction[e] for e in episode.tolist()), {}
-        given = {name: np.ones(len(episode), bool) for name in self._specs}
+        given, ahead_s = {name: np.ones(len(episode), bool) for name in self._specs}, None
         for name, spec in self._specs.items():
             if spec.kind == "instruction":
                 given[name] = np.array([text != "" for text in words])
@@ -81,10 +91,18 @@ class GoalReader:
                 values[name] = self._pictures["image"].at(episode, np.zeros(len(episode), np.int64))
             else:
                 ahead = np.rint(self._stride[name] * np.arange(spec.frames)).astype(np.int64)
-                values[name] = self._pictures["video"].at(
-                    episode[:, None], self._cursor[self._first[episode] + step][:, None] + ahead
-                )
-        return GoalBatch(values, given, words)
+                begin, ahead_s = self._begin(episode, self._first[episode] + step)
+                values[name] = self._pictures["video"].at(episode[:, None], begin[:, None] + ahead)
+        return GoalBatch(values, given, words, ahead_s)
+
+    def _begin(
+        self, episode: Int64[np.ndarray, "B"], row: Int64[np.ndarray, "B"]
+    ) -> tuple[Int64[np.ndarray, "B"], Float32[np.ndarray, "B"]]:
+        """The first frame of each row's video, and how far ahead of it the row's step is (s)."""
+        before, behind = self._slack
+        cursor, drawn = self._cursor[row], (row * 2654435761 >> 7) % (before + behind + 1)  # Knuth's multiplicative hash
+        begin = np.clip(cursor + drawn - before, 0, self._pictures["video"].last[episode])
+        return begin, ((cursor - begin) / self._rate_hz).astype(np.float32)
 
     def _gather(self, store: EpisodeStore, episodes: Sequence[int], told: Sequence[Mapping[str, Goal]], goals: Goals) -> None:
         """Clips, images and cursors of the episodes."""
@@ -137,10 +155,10 @@ class _Pictures:
     """Clips behind each other; a frame past the end of its clip is the last one."""
 
     def __init__(self, clips: Sequence[np.ndarray]) -> None:
-        self._last = np.array([len(clip) - 1 for clip in clips])
-        self._first = np.cumsum(self._last + 1) - self._last - 1
+        self.last = np.array([len(clip) - 1 for clip in clips])
+        self._first = np.cumsum(self.last + 1) - self.last - 1
         self._values = np.concatenate(clips)
 
     def at(self, clip: Int64[np.ndarray, "B ..."], frame: Int64[np.ndarray, "B ..."]) -> np.ndarray:
-        found: np.ndarray = self._values[self._first[clip] + np.minimum(frame, self._last[clip])]
+        found: np.ndarray = self._values[self._first[clip] + np.minimum(frame, self.last[clip])]
         return found

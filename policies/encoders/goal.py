@@ -58,12 +58,12 @@ class GoalVision:
     comparison: bool = True  # a token for each goal frame that compares it with the live one
     matching: int = 32  # features in which parts are compared
     depth: int = 2  # of self-attention among the tokens
-    goal_dropout: float = 0.0  # share of a row's goals hidden while training, where it has several; one is always left
+    goal_dropout: float = 0.0  # share of a row's goals hidden while training, where it has several; one is always left (1: only one)
     state: State = field(default_factory=lambda: State(width=128, depth=2, token=192))
 
     def __post_init__(self) -> None:
-        if not 0 <= self.goal_dropout < 1:
-            raise KineflowError(f"GoalVision.goal_dropout is {self.goal_dropout:g}; it is a probability below 1")
+        if not 0 <= self.goal_dropout <= 1:
+            raise KineflowError(f"GoalVision.goal_dropout is {self.goal_dropout:g}; it is a probability")
         if self.token % self.attention_heads or self.token <= len(self.embodiments) + 8:
             raise KineflowError(
                 f"GoalVision.token {self.token} must be a multiple of attention_heads {self.attention_heads}, "

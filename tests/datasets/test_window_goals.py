@@ -21,9 +21,9 @@ VIDEO, IMAGE, WORDS = GoalSpec("video", 6, 8, frames=3, rate_hz=5.0), GoalSpec("
 SPECS = {"video": VIDEO, "image": IMAGE, "instruction": WORDS}
 
 
-def episode(number: int, *, clip: int = 0, image: bool = False) -> Episode:
+def episode(number: int, *, clip: int = 0, image: bool = False, **options: int) -> Episode:
     """A sample; with `clip` frames of a video of its own, along which its cursor runs, and a goal image."""
-    made, rng = sample_episode(number), np.random.default_rng([9, number])
+    made, rng = sample_episode(number, **options), np.random.default_rng([9, number])
     steps = len(made.streams["action"].values)
     cursor = np.sort(rng.integers(0, max(clip, 1), steps)).astype(np.float32)[:, None]
     goals = {"video": Goal("video", rng.integers(0, 256, (clip, 6, 8, 3), np.uint8))} if clip else {}
@@ -86,6 +86,33 @@ def test_an_episode_that_is_its_own_clip_at_another_rate(tmp_path: Path) -> None
     clip = frames[[0, 2, 4, 6, 7]]  # every second frame, and how it ends
     for step in range(8):
         np.testing.assert_array_equal(goals.values["video"][step], clip[np.minimum(step // 2 + np.arange(3), 4)])
+
+
+def test_slack_begins_a_video_beside_the_cursor_and_says_by_how_much(tmp_path: Path) -> None:
+    store = stored(tmp_path, [episode(0, length=60, clip=90), episode(1, length=40, clip=90)])
+    exact, loose = (
+        reader(store, [0, 1], Goals({"video": VIDEO}, GoalWindows(cursor="cursor", rate_hz=10.0, slack=slack)))
+        for slack in ((0, 0), (3, 2))
+    )
+    rows = np.arange(len(loose))
+    goals, again = loose.read(rows).goals, loose.read(rows[::-1]).goals
+    assert goals is not None and goals.ahead_s is not None
+    assert again is not None and again.ahead_s is not None
+    np.testing.assert_array_equal(goals.ahead_s, again.ahead_s[::-1])
+    frames_ahead = np.rint(goals.ahead_s * 10.0).astype(int)
+    np.testing.assert_allclose(goals.ahead_s, frames_ahead / 10.0, atol=1e-6)
+    assert (np.bincount(frames_ahead + 2, minlength=6) > 5).all(), "every offset occurs, none rarely"
+    assert len(np.bincount(frames_ahead + 2)) == 6
+    for place, made in enumerate((episode(0, length=60, clip=90), episode(1, length=40, clip=90))):
+        clip, cursor = made.goals["video"].value, made.streams["cursor"].values[:, 0].astype(int)
+        for step, at in enumerate(cursor.tolist()):
+            row = step + 60 * place
+            first = at - frames_ahead[row]
+            np.testing.assert_array_equal(goals.values["video"][row, 0], clip[min(first, 89)])
+    known = exact.read(rows).goals
+    assert known is not None
+    assert known.ahead_s is not None
+    assert not known.ahead_s.any()
 
 
 def test_features_stand_for_pictures(tmp_path: Path) -> None:

@@ -339,7 +339,7 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], goals: dict[str, G
         replace(SMALL, **change).build(SPEC, T, CAMERAS, goals)
 
 
-@pytest.mark.parametrize("change", [{"goal_dropout": 1.0}, {"token": 33}, {"token": 10, "attention_heads": 2}])
+@pytest.mark.parametrize("change", [{"goal_dropout": 1.1}, {"token": 33}, {"token": 10, "attention_heads": 2}])
 def test_impossible_settings_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(KineflowError, match="GoalVision"):
         replace(SMALL, **change)
