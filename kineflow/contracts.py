@@ -62,6 +62,7 @@ class ActionChunk:
     step_s: float
     stamp_s: Float[np.ndarray, "*B"]
     stop_probability: Float[np.ndarray, "*B"] | None = None
+    ahead_s: Float[np.ndarray, "*B"] | None = None  # of the first frame of the goal video, in seconds of its clip
 
 
 @dataclass(frozen=True)

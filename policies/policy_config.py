@@ -24,6 +24,7 @@ from kineflow.policies.mix_flow import MixFlow
 from kineflow.policies.normaliser import Scaling
 from kineflow.policies.objectives import MIP, Diffusion, FlowMap, FlowMatching, Regression
 from kineflow.policies.policy_statistics import origin_dimensions, state_spec, training_statistics
+from kineflow.policies.progress import Progress
 from kineflow.policies.stop import Stop
 
 HeadConfig: TypeAlias = MLP | DiT | UNet | FlagDiT | FlowDiT | Arc | Guessing
@@ -43,6 +44,8 @@ class PolicyConfig:
     goals: Mapping[str, GoalSpec] = field(default_factory=dict)  # ways to say what to reach, for an encoder of goals
     stop: str = ""  # feature [1] that supervises a stop head: 1 where the task is done
     stop_head: Stop = field(default_factory=Stop)  # used where `stop` names a feature
+    progress: str = ""  # goal video in which a progress head finds its place: see policies/progress.py and goals.slack
+    progress_head: Progress = field(default_factory=Progress)  # used where `progress` names a goal
     privileged: tuple[str, ...] = ()  # features that supervise a Vision encoder in training, absent when it acts
     # Names of the state dimensions that the action dimensions are measured from, at the last observed step; empty: absolute.
     relative_to: tuple[str, ...] = ()
@@ -54,6 +57,8 @@ class PolicyConfig:
                 f"head {type(self.head).__name__} with objective {type(self.objective).__name__}: a Guessing head and MixFlow "
                 "need each other; take both (`kineflow distill RUN --method mixflow`) or neither"
             )
+        if self.progress and (self.progress not in self.goals or self.goals[self.progress].kind != "video"):
+            raise KineflowError(f"policy.progress is '{self.progress}', policy.goals {sorted(self.goals)}; name a video of them")
         bodies = len(self.encoder.embodiments) if isinstance(self.encoder, GoalVision) else 0
         inner = self.head.head if isinstance(self.head, Arc | Guessing) else self.head
         if isinstance(inner, FlowDiT) and inner.embodiments not in (1, bodies):
