@@ -10,7 +10,8 @@ the one recorded, or else the last frame of the clip.
 
 Who drives has no such cursor and has to find its place. With `slack` = (b, a) a window's video begins up to b frames of the clip
 before the cursor or a behind it, always the same for the same step, and `ahead_s` says how far ahead of that beginning it is:
-what a policy must see to find its place (policies/progress.py).
+what a policy must see to find its place (policies/progress.py). `left_s` says how much of the clip lies ahead of the cursor: what a
+policy must know to learn distances (policies/temporal_distance.py).
 """
 
 from __future__ import annotations
@@ -93,7 +94,10 @@ class GoalReader:
                 ahead = np.rint(self._stride[name] * np.arange(spec.frames)).astype(np.int64)
                 begin, ahead_s = self._begin(episode, self._first[episode] + step)
                 values[name] = self._pictures["video"].at(episode[:, None], begin[:, None] + ahead)
-        return GoalBatch(values, given, words, ahead_s)
+        if not self._pictures:
+            return GoalBatch(values, given, words)
+        left = self._pictures["video"].last[episode] - self._cursor[self._first[episode] + step]
+        return GoalBatch(values, given, words, ahead_s, (left / self._rate_hz).astype(np.float32))
 
     def _begin(
         self, episode: Int64[np.ndarray, "B"], row: Int64[np.ndarray, "B"]

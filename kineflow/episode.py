@@ -47,14 +47,16 @@ class GoalBatch:
     """What each row of a batch is to reach, in every way that its policy can be told.
 
     `values[name]` is `[B, *GoalSpec.shape]`, or float16 features of its frames; where a row has no such goal, `given[name]` is
-    False and its values are zeros. Words have no values: `instruction` holds them, "" where there are none. `ahead_s`, known in
-    training alone, says how far ahead of the first frame of its video a row is, in seconds of the clip.
+    False and its values are zeros. Words have no values: `instruction` holds them, "" where there are none. Known in training
+    alone, in seconds of the clip: `ahead_s`, how far ahead of the first frame of its video a row is, and `left_s`, how much of the
+    clip lies ahead of the row.
     """
 
     values: Mapping[str, np.ndarray]
     given: Mapping[str, Bool[np.ndarray, "B"]]
     instruction: tuple[str, ...]
     ahead_s: Float32[np.ndarray, "B"] | None = None
+    left_s: Float32[np.ndarray, "B"] | None = None
 
 
 @dataclass(frozen=True)

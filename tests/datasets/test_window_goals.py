@@ -69,6 +69,8 @@ def test_windows_see_what_a_plain_loop_sees(
             np.testing.assert_array_equal(
                 goals.values["image"][row], own.goals["image"].value if "image" in own.goals else clip[-1]
             )
+            assert goals.left_s is not None
+            assert goals.left_s[row] == pytest.approx((len(clip) - 1 - at) / 10.0)
             assert goals.instruction[row] == own.instruction
             assert bool(goals.given["instruction"][row]) == (own.instruction != "")
             row += 1
