@@ -10,8 +10,8 @@ the one recorded, or else the last frame of the clip.
 
 Who drives has no such cursor and has to find its place. With `slack` = (b, a) a window's video begins up to b frames of the clip
 before the cursor or a behind it, always the same for the same step, and `ahead_s` says how far ahead of that beginning it is:
-what a policy must see to find its place (policies/progress.py). `left_s` says how much of the clip lies ahead of the cursor: what a
-policy must know to learn distances (policies/temporal_distance.py).
+what a policy must see to find its place (policies/progress.py). `left_s` says how much of the clip lies ahead of the cursor: what
+a policy must know to learn distances (policies/temporal_distance.py).
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ class GoalBatch:
 
     `values[name]` is `[B, *GoalSpec.shape]`, or float16 features of its frames; where a row has no such goal, `given[name]` is
     False and its values are zeros. Words have no values: `instruction` holds them, "" where there are none. Known in training
-    alone, in seconds of the clip: `ahead_s`, how far ahead of the first frame of its video a row is, and `left_s`, how much of the
-    clip lies ahead of the row.
+    alone, in seconds of the clip: `ahead_s`, how far ahead of the first frame of its video a row is, and `left_s`, how much of
+    the clip lies ahead of the row.
     """
 
     values: Mapping[str, np.ndarray]
