@@ -27,7 +27,9 @@ from kineflow.config import load_config
 from kineflow.contracts import Interface, KineflowError, VectorSpec
 from kineflow.envs.navigation.goal_clip import GoalClip, film
 from kineflow.envs.navigation.metrics import AT_REST_MPS, AT_REST_RADPS, TripMetrics, trip_metrics
+from kineflow.envs.navigation.panel import Ending
 from kineflow.envs.navigation.randomise import Randomisation, RandomisationRanges
+from kineflow.envs.navigation.spectator import Lens, Moment, Spectator
 from kineflow.envs.navigation.stage import Picture, Stage, embodiment_of
 from kineflow.envs.navigation.tasks import Kind, Task, Trip, draw_trip
 from kineflow.envs.navigation.values import CONTROL_HZ, EMBODIMENTS, FRONT
@@ -85,6 +87,8 @@ class Navigation(gymnasium.Env[Observation, np.ndarray]):
         self.action_space = _box(self.interface.action.vector)
         self._one_hot = np.array([float(name == embodiment) for name in EMBODIMENTS], np.float32)
         self._stage: Stage | None = None
+        self._lens: Lens | None = None
+        self._ending: Ending | None = None
         self._world_number = -1
         self._goal: dict[str, Any] = {}
         self.clip: GoalClip | None = None
@@ -102,6 +106,7 @@ class Navigation(gymnasium.Env[Observation, np.ndarray]):
         self._passed = 0
         self._distance = self._start_distance = self.distance
         self._goal = self._told_goal()
+        self._spectator, self._ending = Spectator(self.stage, self.task, self.trip, self.clip, self.told), None
         return self._observation(), self._info(is_success=False)
 
     def step(self, action: Float[np.ndarray, "4"]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -112,7 +117,9 @@ class Navigation(gymnasium.Env[Observation, np.ndarray]):
         self._steps += 1
         self._track.append(self._now())
         self._travelled += math.dist(before[:2], stage.position[:2])
-        self._touches += stage.touched and not self._was_touching
+        is_new_touch = stage.touched and not self._was_touching
+        self._touches += is_new_touch
+        self._spectator.follow(is_new_touch)
         self._was_touching = stage.touched
         self._rested = self._rested + 1 if self.at_rest else 0
         self._pass_places()
@@ -126,7 +133,9 @@ class Navigation(gymnasium.Env[Observation, np.ndarray]):
         ends = is_done or has_stopped or (truncated and not self.ends_at_goal)
         is_success = bool(ends and is_there and not is_broken)
         reward, self._distance = self._distance - self.distance + 10.0 * is_success, self.distance
-        return self._observation(), float(reward), bool(is_done or is_broken or has_stopped), truncated, self._info(is_success)
+        terminated = bool(is_done or is_broken or has_stopped)
+        self._ending = self._told_ending(is_success) if terminated or truncated else None
+        return self._observation(), float(reward), terminated, truncated, self._info(is_success)
 
     def declare_stop(self) -> None:
         """The policy says that it has arrived: it is no longer driven, and the episode ends when it rests (after 3 s at most)."""
@@ -171,20 +180,31 @@ class Navigation(gymnasium.Env[Observation, np.ndarray]):
         return self.stage.speed < AT_REST_MPS and abs(float(self.stage.robot.velocity()[3])) < AT_REST_RADPS
 
     def frame(
-        self, size: int, plans: Float[np.ndarray, "N H 4"] | None = None, target: Float[np.ndarray, "4"] | None = None
-    ) -> UInt8[np.ndarray, "size size 3"]:
-        """The camera's picture, enlarged."""
-        picture = self.stage.rgb()
-        rows = np.arange(size) * picture.shape[0] // size
-        columns = np.arange(size) * picture.shape[1] // size
-        enlarged: UInt8[np.ndarray, "size size 3"] = picture[rows[:, None], columns]
-        return enlarged
+        self,
+        size: int,
+        plans: Float[np.ndarray, "N H 4"] | None = None,
+        target: Float[np.ndarray, "4"] | None = None,
+        *,
+        stop_probability: float | None = None,
+        cursor: int | None = None,
+    ) -> UInt8[np.ndarray, "size W 3"]:
+        """A panel for people, `size` high and about 2.3 times as wide (even): live view, goal, the policy's picture, map.
+
+        `plans` are drawn on the view and on the map; `target`, the command now, is where they begin. `cursor`: the frame of the
+        clip that the policy is at, if it says so; without, the one nearest to where the body is. The episode goes on as without.
+        """
+        if self._lens is None:
+            self._lens = Lens(self.stage)
+        return self._spectator.panel(size, self._lens, plans, Moment(stop_probability, cursor, self._ending))
 
     def render(self) -> UInt8[np.ndarray, "H W 3"] | None:
         """The camera's picture when `render_mode="rgb_array"`."""
         return self.stage.rgb() if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
+        if self._lens is not None:
+            self._lens.close()
+            self._lens = None
         if self._stage is not None:
             self._stage.close()
             self._stage = None
@@ -223,6 +243,12 @@ class Navigation(gymnasium.Env[Observation, np.ndarray]):
         place = (*trip.goal, trip.end_yaw)
         self.stage.begin(*place, look, seed)
         return GoalClip(self.stage.rgb()[None], np.array([place]), self.clip_rate_hz)
+
+    def _told_ending(self, is_success: bool) -> Ending:
+        if is_success:
+            return Ending("arrived", True)
+        broken = "crash" if self.stage.crashed else "fall" if self.stage.robot.fallen() else ""
+        return Ending(broken or ("stopped elsewhere" if self._stopped else "time out"), False)
 
     def _told_goal(self) -> dict[str, Any]:
         known: dict[str, Any] = {

@@ -1,0 +1,167 @@
+"""Watches an episode for people: remembers the way, and draws a panel of any moment. It changes nothing of what it watches.
+
+Pictures for people are drawn larger than the policy's, by a second renderer on the same scene. It is opened at the first picture
+of a world, so that those who want none pay nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from kineflow.envs.navigation.drawing import SUBSTEPS, draw_plans, integrate, to_world
+from kineflow.envs.navigation.embodiments.embodiment import LACKING
+from kineflow.envs.navigation.goal_clip import Cursor, GoalClip
+from kineflow.envs.navigation.ground_truth import camera_pose, intrinsics
+from kineflow.envs.navigation.map_drawing import MapView, TripState, draw_trip, draw_world
+from kineflow.envs.navigation.panel import Ending, Fact, GoalCard, Layout, compose
+from kineflow.envs.navigation.rendering.backend import open_renderer
+from kineflow.envs.navigation.stage import Stage
+from kineflow.envs.navigation.tasks import Task, Trip
+from kineflow.envs.navigation.values import CONTROL_HZ
+
+BELOW_CAMERA_M = 0.45  # plans are drawn so far below a camera: a high one does not see the ground where a chunk lies
+GOAL_TITLES = {"video": "goal clip", "image": "goal image", "instruction": "instruction", "point": "goal"}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is said beside the pictures. `stop_probability` and `cursor` (frame of the clip): the policy's, None: unknown."""
+
+    stop_probability: float | None = None
+    cursor: int | None = None
+    ending: Ending | None = None
+
+
+class Spectator:
+    """Of one episode on one stage. `told` names what the policy is told; the first of them is shown."""
+
+    def __init__(self, stage: Stage, task: Task, trip: Trip, clip: GoalClip | None, told: tuple[str, ...]) -> None:
+        self._stage, self._task, self._trip, self._clip, self._told = stage, task, trip, clip, told
+        has_way = clip is not None and len(clip.places) > 1
+        self._cursor = Cursor(clip.places, clip.rate_hz) if has_way and clip is not None else None
+        self._way = [stage.position[:2]]
+        self._touches: list[tuple[float, float]] = []
+        self._maps: dict[int, tuple[MapView, np.ndarray]] = {}
+
+    def follow(self, is_new_touch: bool) -> None:
+        """After each step."""
+        x, y, _ = self._stage.position
+        self._way.append((x, y))
+        if is_new_touch:
+            self._touches.append((x, y))
+        if self._cursor is not None:
+            self._cursor.advance(x, y, self._stage.yaw)
+
+    def panel(
+        self, size: int, lens: Lens, plans: Float[np.ndarray, "N H 4"] | None, moment: Moment
+    ) -> UInt8[np.ndarray, "size W 3"]:
+        """The panel of now, `size` pixels high; `plans` are chunks of commands, drawn as far as the body can follow them."""
+        stage, spec = self._stage, self._stage.picture_spec
+        layout = Layout(size, spec.width / spec.height)
+        places = None if plans is None else self._places(np.asarray(plans, np.float64))
+        live = lens.picture(*layout.live)
+        k = intrinsics(stage.scene.model, stage.scene.camera, *layout.live)
+        if places is not None:
+            position, rotation = camera_pose(stage.scene.model, stage.scene.data, stage.scene.camera)
+            live = draw_plans(live, places, position, rotation, k, max(0.0, float(position[2]) - BELOW_CAMERA_M))
+        view, background = self._map(layout.map_size)
+        trip = TripState(
+            pose=(*stage.position[:2], stage.yaw),
+            radius_body_m=stage.embodiment.radius_m,
+            driven=np.array(self._way),
+            reference=self._trip.path.points,
+            goal=self._trip.goal,
+            radius_m=self._task.radius_m,
+            plans=places,
+            walkers=tuple(stage.walkers),
+            touches=tuple(self._touches),
+            sight_rad=2 * math.atan(layout.live[0] / 2 / float(k[0, 0])),
+        )
+        return compose(
+            layout,
+            live,
+            self._goal_card(moment.cursor),
+            stage.rgb(),
+            draw_trip(background, view, trip),
+            self._facts(moment),
+            bar_px=view.scale,
+            ending=moment.ending,
+        )
+
+    def _places(self, plans: Float[np.ndarray, "N H 4"]) -> Float[np.ndarray, "N S 3"]:
+        limits = self._stage.embodiment.limits
+        low, high = np.array(limits.low), np.array(limits.high)
+        can = np.where(high > LACKING, np.clip(plans, low, high), 0.0)
+        x, y, _ = self._stage.position
+        return to_world(integrate(can, SUBSTEPS), x, y, self._stage.yaw)
+
+    def _map(self, size: int) -> tuple[MapView, np.ndarray]:
+        if size not in self._maps:
+            points = self._trip.path.points
+            view = MapView.around(points, size, self._stage.world.bounds)
+            self._maps[size] = view, draw_world(self._stage.world, view)
+        return self._maps[size]
+
+    def _goal_card(self, cursor: int | None) -> GoalCard | None:
+        told = self._told[0]
+        title = GOAL_TITLES.get(told, told)
+        if told == "instruction":
+            return GoalCard(title, words=self._trip.instruction)
+        if told == "point":
+            x, y = self._trip.goal
+            return GoalCard(title, words=f"x {x:.1f} m, y {y:.1f} m")
+        if self._clip is None:
+            return None
+        if told == "image" or self._cursor is None:
+            return GoalCard(title, self._clip.image)
+        last = len(self._clip.frames) - 1
+        frame = min(max(self._cursor.frame if cursor is None else cursor, 0), last)
+        return GoalCard(title, self._clip.frames[frame], progress=frame / max(last, 1))
+
+    def _facts(self, moment: Moment) -> list[Fact]:
+        stage = self._stage
+        steps, distance = len(self._way) - 1, math.dist(stage.position[:2], self._trip.goal)
+        turn = round(math.degrees(float(stage.robot.velocity()[3])))
+        facts = [
+            Fact("", stage.embodiment.name),
+            Fact("time", f"{steps / CONTROL_HZ:.1f} s", "00.0 s"),
+            Fact("speed", f"{stage.speed:.2f} m/s", "0.00 m/s"),
+            Fact("turn", f"{turn:+d} \u00b0/s" if turn else "0 \u00b0/s", "+00 \u00b0/s"),
+            Fact("goal", f"{distance:.1f} m away (not seen by the policy)", "00.0 m away (not seen by the policy)"),
+            Fact("touched", f"{len(self._touches)} x"),
+        ]
+        if moment.stop_probability is not None:
+            facts.append(Fact("stop", f"{100 * moment.stop_probability:.0f} %", "100 %"))
+        return facts
+
+
+class Lens:
+    """The renderer for people of one scene; one size at a time."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._renderer: Any = None
+        self._size = (0, 0)
+
+    def picture(self, width: int, height: int) -> UInt8[np.ndarray, "height width 3"]:
+        """What the camera sees, smoother than the policy's: drawn at twice the size where that is cheap."""
+        if self._size != (width, height):
+            self.close()
+            scene, backend = self._stage.scene, self._stage.picture_spec.backend
+            self._renderer = open_renderer(scene.model, 2 * width, 2 * height, backend)
+            if self._renderer.backend == "ray":  # four times the rays are four times the time
+                self._renderer = open_renderer(scene.model, width, height, "ray")
+            self._size = (width, height)
+        drawn = self._renderer.rgb(self._stage.scene.data, self._stage.scene.camera)
+        return np.asarray(cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer, self._size = None, (0, 0)
