@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from kineflow.contracts import KineflowError, to_plain
 from kineflow.policies.intervals import Estimate, Percentiles, bootstrap_interval, latency_percentiles, wilson_interval
+from kineflow.policies.navigation_trial import NavigationTrial, trip_estimates
 from kineflow.policies.running_episode import EpisodeResult
 from kineflow.policies.samplers import SolverName
 from kineflow.policies.time_grids import TimeGrid
@@ -20,7 +21,8 @@ from kineflow.policies.time_grids import TimeGrid
 class EvalConfig:
     """One evaluation: seeds `seed_start .. seed_start + episodes - 1`, each an episode of its own."""
 
-    env: Literal["pusht"] = "pusht"
+    env: Literal["pusht", "navigation"] = "pusht"
+    navigation: NavigationTrial = field(default_factory=NavigationTrial)  # what is asked of the policy where env is navigation
     name: str = "pusht"  # results go to eval/<name>/
     episodes: int = 200
     seed_start: int = 100_000  # far from any seed that training uses
@@ -71,6 +73,7 @@ class EvalResult:
     wall_s: float
     episodes: tuple[EpisodeResult, ...]
     out_dir: Path
+    metrics: Mapping[str, Estimate] = field(default_factory=dict)  # of navigation: see navigation_trial.trip_estimates
 
     @property
     def report(self) -> Path:
@@ -85,6 +88,7 @@ class EvalResult:
             "mean_final_coverage": to_plain(self.mean_final_coverage),
             "policy_call_ms": to_plain(self.policy_call_ms),
             "env_step_ms": to_plain(self.env_step_ms),
+            **({"metrics": to_plain(self.metrics)} if self.metrics else {}),
             "wall_s": round(self.wall_s, 3),
             "report": str(self.report),
         }
@@ -106,6 +110,7 @@ def summarise(
         wall_s=wall_s,
         episodes=ordered,
         out_dir=out_dir,
+        metrics=trip_estimates([e.metrics for e in ordered], [e.success for e in ordered], bootstrap_seed),
     )
 
 

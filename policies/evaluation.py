@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from kineflow.config import to_plain_config
-from kineflow.contracts import Policy, PolicyContract, to_json
+from kineflow.contracts import Policy, PolicyContract, to_json, to_plain
 from kineflow.envs.pusht import PushT
 from kineflow.policies.eval_result import EvalConfig, EvalResult, ranked, spread_over_ranking, summarise
 from kineflow.policies.intervals import Estimate
@@ -30,6 +30,7 @@ from kineflow.policies.replay import episode_frames, sample_fan
 from kineflow.policies.report import Clip, Fan, ReportPage, build_report, read_metrics
 from kineflow.policies.rollout import Rollout
 from kineflow.policies.running_episode import Environment, EpisodeResult
+from kineflow.policies.telling import teller
 from kineflow.policies.video import encode_video
 
 PLAYBACK_SPEED = 2  # videos play at twice the robot's rate
@@ -49,8 +50,7 @@ def evaluate(
     """
     console = console or Console(stderr=True)
     torch.set_num_threads(config.threads)
-    make_env = environment_factory(config.env, policy.contract)
-    rollout = Rollout(policy, make_env, min(config.num_envs, config.episodes), config.batch)
+    rollout = evaluation_rollout(policy, config)
     started = time.perf_counter()
     episodes = _run(rollout, config, console)
     result = summarise(episodes, rollout.call_s, time.perf_counter() - started, out_dir, bootstrap_seed=config.seed_start)
@@ -75,21 +75,39 @@ def evaluate(
     return result
 
 
-def environment_factory(env: str, contract: PolicyContract) -> Callable[[], Environment]:
-    """Maker of the named environment with the cameras that the policy needs."""
+def evaluation_rollout(policy: Policy, config: EvalConfig) -> Rollout:
+    """`policy` in as many environments as `config` says.
+
+    Raises:
+        ContractError: the policy does not fit the environment.
+    """
+    trial, make_env = config.navigation, environment_factory(config, policy.contract)
+    tell = teller(policy, trial.loop, (trial.stop_threshold, trial.stop_consecutive)) if policy.contract.interface.goals else None
+    return Rollout(policy, make_env, min(config.num_envs, config.episodes), config.batch, tell)
+
+
+def environment_factory(config: EvalConfig, contract: PolicyContract) -> Callable[[], Environment]:
+    """Maker of the configured environment with the cameras that the policy needs."""
     # EvalConfig's Literal is the list of names; a new environment is a new line here.
-    factories: dict[str, Callable[[], Environment]] = {"pusht": lambda: PushT(cameras=tuple(contract.interface.cameras))}
-    return factories[env]
+    factories: dict[str, Callable[[], Environment]] = {
+        "pusht": lambda: PushT(cameras=tuple(contract.interface.cameras)),
+        "navigation": lambda: config.navigation.environment(contract),
+    }
+    return factories[config.env]
 
 
 def render_result(result: EvalResult, console: Console) -> None:
     """The scores in a few lines for a person."""
-    for name, score in (("mean max reward", result.mean_max_reward), ("success rate", result.success_rate)):
-        console.print(f"[bold]{name:16}[/] {_estimate(score)}")
-    console.print(f"[bold]{'max coverage':16}[/] {_estimate(result.mean_max_coverage)}")
+    scores = {"success rate": result.success_rate}
+    if result.metrics:
+        scores |= {name.replace("_", " "): score for name, score in result.metrics.items()}
+    else:
+        scores = {"mean max reward": result.mean_max_reward, **scores, "max coverage": result.mean_max_coverage}
+    for name, score in scores.items():
+        console.print(f"[bold]{name:18}[/] {_estimate(score)}")
     call, step = result.policy_call_ms, result.env_step_ms
-    console.print(f"[bold]{'policy call':16}[/] p50 {call.p50:.1f} ms, p99 {call.p99:.1f} ms  (env step {step.p50:.2f} ms)")
-    console.print(f"[bold]{'report':16}[/] {result.report}", soft_wrap=True)
+    console.print(f"[bold]{'policy call':18}[/] p50 {call.p50:.1f} ms, p99 {call.p99:.1f} ms  (env step {step.p50:.2f} ms)")
+    console.print(f"[bold]{'report':18}[/] {result.report}", soft_wrap=True)
 
 
 def _estimate(score: Estimate) -> str:
@@ -161,6 +179,7 @@ def _row(episode: EpisodeResult) -> dict[str, Any]:
         "policy_calls": len(episode.call_s),
         "mean_policy_call_ms": _mean_ms(episode.call_s),
         "mean_env_step_ms": _mean_ms(episode.step_s),
+        **({} if episode.metrics is None else {"outcome": episode.outcome, **to_plain(episode.metrics)}),
     }
 
 

@@ -21,13 +21,22 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from kineflow.contracts import KineflowError, Observation, Policy, SamplingRequest
-from kineflow.policies.running_episode import Environment, EpisodeResult, RunningEpisode
+from kineflow.policies.running_episode import Environment, EpisodeResult, GoalEnvironment, RunningEpisode
+from kineflow.policies.told import Told
 
 
 class Rollout:
     """Runs a policy in `num_envs` environments; `batch` rows per policy call, always."""
 
-    def __init__(self, policy: Policy, make_env: Callable[[], Environment], num_envs: int, batch: int = 32) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        make_env: Callable[[], Environment],
+        num_envs: int,
+        batch: int = 32,
+        tell: Callable[[GoalEnvironment], Told] | None = None,
+    ) -> None:
+        """`tell`: what a policy with goals is told in an environment that has just been reset."""
         if min(num_envs, batch) < 1:
             raise KineflowError(f"a rollout needs num_envs >= 1 and batch >= 1, got {num_envs} and {batch}")
         if hasattr(policy, "reset"):
@@ -35,7 +44,7 @@ class Rollout:
                 f"a {type(policy).__name__} remembers what it was asked before, but episodes here share the rows of a call; "
                 "evaluate the policy that it wraps"
             )
-        self.policy, self.batch = policy, batch
+        self.policy, self.batch, self.tell = policy, batch, tell
         self.envs = [make_env() for _ in range(num_envs)]
         self.call_s: list[float] = []  # wall time of every policy call so far
         policy.contract.require(self.envs[0].interface, f"environment {type(self.envs[0]).__name__}")
@@ -53,7 +62,7 @@ class Rollout:
                 rows_taken = {slot.seed % self.batch for slot in slots}
                 # Prefer a seed whose row is free: then everyone fits into one call.
                 pick = next((i for i, seed in enumerate(queue) if seed % self.batch not in rows_taken), 0)
-                slots.append(RunningEpisode(idle.pop(), queue.pop(pick), self.policy.contract))
+                slots.append(RunningEpisode(idle.pop(), queue.pop(pick), self.policy.contract, self.tell))
             for group in _distinct_rows(slots, self.batch):
                 self._act(group)
             for slot in [slot for slot in slots if slot.done]:
@@ -82,6 +91,7 @@ class Rollout:
                 raise KineflowError(
                     f"{where}: action {bad} of the chunk is {actions[bad]}; the weights have diverged, use an earlier checkpoint"
                 )
+            slot.hear(chunk, slot.seed % self.batch)
             slot.execute(actions, self.call_s[-1])
 
 
@@ -105,4 +115,6 @@ def _distinct_rows(slots: Sequence[RunningEpisode], batch: int) -> list[list[Run
 def stack_observations(rows: Sequence[Observation]) -> Observation:
     """Single observations `[T, ...]` to one batch `[B, T, ...]`."""
     images = {name: np.stack([row.images[name] for row in rows]) for name in rows[0].images}
-    return Observation(np.stack([row.state for row in rows]), np.stack([row.stamp_s for row in rows]), images)
+    goal = {name: np.stack([row.goal[name] for row in rows]) for name in rows[0].goal}
+    words = tuple(text for row in rows for text in row.instruction)
+    return Observation(np.stack([row.state for row in rows]), np.stack([row.stamp_s for row in rows]), images, goal, words)

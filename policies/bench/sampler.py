@@ -88,7 +88,7 @@ def contest(name: str, policy: ChunkPolicy, solver: SolverName | None, steps: in
     """Evaluate and time one head with one solver."""
     chosen = policy.resampled(solver, steps)
     config = replace(load_config(EvalConfig, "eval/pusht"), episodes=EPISODES[quick])
-    rollout = Rollout(chosen, environment_factory(config.env, chosen.contract), config.num_envs, config.batch)
+    rollout = Rollout(chosen, environment_factory(config, chosen.contract), config.num_envs, config.batch)
     episodes = sorted(rollout.run(config.seeds), key=lambda e: e.seed)
     first = RunningEpisode(rollout.envs[0], 0, chosen.contract).observation()
     calls, chunk_ms = timed(chosen, stack_observations([first]), CHUNKS_TIMED[quick])

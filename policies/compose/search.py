@@ -180,7 +180,7 @@ def search(
         )
     torch.set_num_threads(config.evaluation.threads)
     kept = PlayedArms.of(keep_in, policy, config.evaluation) if keep_in else None
-    play = _Player(config, make_env or (lambda contract: environment_factory(config.evaluation.env, contract)), console, kept)
+    play = _Player(config, make_env or (lambda contract: environment_factory(config.evaluation, contract)), console, kept)
     sweep = _sweep(policy, config, play)
     # The first of equals, and a parent before a mixture: no weight is claimed that was not earned.
     chosen = max(sweep, key=lambda arm: (arm.score(config.score), max(arm.weights)))
