@@ -101,7 +101,8 @@ class PolicyNetwork(nn.Module):
         condition = self._hide(encoded, generator)
         chunk = self.units(batch.observed).normalise(batch.action)
         repeated = [v.repeat(noise_samples, *(1,) * (v.ndim - 1)) for v in (chunk, condition, batch.weight)]
-        loss = self.config.objective.loss(self.head, repeated[0], repeated[1], generator, repeated[2]).mean()
+        head = self.head.fixed(condition, repeated[1]) if isinstance(self.head, FlowDiTHead) else self.head
+        loss = self.config.objective.loss(head, repeated[0], repeated[1], generator, repeated[2]).mean()
         if self.probe is not None and batch.privileged is not None:
             loss = loss + self.probe(encoded, batch.privileged).mean()
         return loss if self.stop is None or batch.done is None else loss + self.stop.loss(encoded, batch.done).mean()

@@ -58,6 +58,7 @@ class GoalVision:
     comparison: bool = True  # a token for each goal frame that compares it with the live one
     matching: int = 32  # features in which parts are compared
     depth: int = 2  # of self-attention among the tokens
+    mlp_ratio: float = 4.0  # of the layers there: hidden units per channel
     goal_dropout: float = 0.0  # share of a row's goals hidden while training, where it has several; one is always left (1: only one)
     state: State = field(default_factory=lambda: State(width=128, depth=2, token=192))
 
@@ -166,7 +167,7 @@ class GoalVisionEncoder(nn.Module):
         self.kept_tokens = int(bool(self.body))
         self.similarity = (self.kept_tokens, self.resemblance.channels) if self.words_of else None
         self.plain = self.kept_tokens + bool(self.words_of)  # tokens with channels that mean something as they are
-        self.mixing = nn.ModuleList(Mixing(width, heads, self.plain) for _ in range(config.depth))
+        self.mixing = nn.ModuleList(Mixing(width, heads, self.plain, config.mlp_ratio) for _ in range(config.depth))
         roles = {part: nn.Parameter(0.02 * torch.randn(width)) for part in self.layout}
         self.roles = nn.ParameterDict({part: role for part, role in roles.items() if self.layout[part].start >= self.plain})
         self.null = nn.ParameterDict(

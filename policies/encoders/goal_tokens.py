@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kineflow.policies.attention import attention
+
 Cells = Float[Tensor, "B L P F"]  # features of P parts of each of L frames
 
 
@@ -53,10 +55,17 @@ class TemporalPooling(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, tokens: Float[Tensor, "B M W"]) -> Float[Tensor, "B Q W"]:
-        key, value = (_split(part, self.heads) for part in self.key_value(F.rms_norm(tokens, tokens.shape[-1:])).chunk(2, dim=-1))
-        query = _split(self.queries.to(key.dtype).expand(len(tokens), -1, -1), self.heads)
-        seen = F.scaled_dot_product_attention(query, key, value)
-        return self.out(seen.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        """As attention with keys and values of every part, but the queries, which are the same for all rows, meet the inputs of
+        the keys, and values are taken of the averages: M >> Q vectors need no projection. A bias of the keys would change
+        nothing: it has no gradient.
+        """
+        x = F.rms_norm(tokens, tokens.shape[-1:])
+        key, value = (part.unflatten(0, (self.heads, -1)) for part in self.key_value.weight.chunk(2))  # [K, E, W]
+        query = self.queries.unflatten(1, (self.heads, -1)) * key.shape[1] ** -0.5
+        asked = torch.einsum("qke,kew->kqw", query, key).flatten(0, 1)
+        share = torch.softmax(F.linear(x, asked), dim=1)  # [B, M, K Q]
+        seen = torch.einsum("bkqw,kew->bqke", (share.transpose(1, 2) @ x).unflatten(1, (self.heads, -1)), value)
+        return self.out(seen.flatten(2) + self.key_value.bias.chunk(2)[1])  # type: ignore[no-any-return]
 
 
 class Comparison(nn.Module):
@@ -117,12 +126,12 @@ class Mixing(nn.Module):
     The identity at initialisation.
     """
 
-    def __init__(self, width: int, heads: int, kept: int) -> None:
+    def __init__(self, width: int, heads: int, kept: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
-        self.heads, self.kept = heads, kept
+        self.heads, self.kept, hidden = heads, kept, int(mlp_ratio * width)
         self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, width))
         for last in (self.out, self.mlp[2]):
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)
@@ -132,7 +141,7 @@ class Mixing(nn.Module):
         kept, x = tokens[:, : self.kept], tokens[:, self.kept :]
         normed = F.rms_norm(tokens, tokens.shape[-1:])
         key, value = (_split(part, self.heads) for part in self.key_value(normed).chunk(2, dim=-1))
-        seen = F.scaled_dot_product_attention(_split(self.query(normed[:, self.kept :]), self.heads), key, value)
+        seen = attention(_split(self.query(normed[:, self.kept :]), self.heads), key, value)
         x = x + self.out(seen.transpose(1, 2).flatten(2))
         return torch.cat([kept, x + self.mlp(F.rms_norm(x, x.shape[-1:]))], dim=1)
 

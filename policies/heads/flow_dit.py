@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kineflow.contracts import KineflowError
+from kineflow.policies.attention import attention
 from kineflow.policies.heads.dit import modulate
 from kineflow.policies.heads.embedding import TimeEmbedding, rotated, rotation
 
@@ -32,20 +33,27 @@ SUMMARY = 32  # features of each token in the signal
 
 @dataclass(frozen=True)
 class FlowDiT:
-    """Head configuration. `embodiments` above 1: token 0 of the condition begins with the one-hot of that many bodies."""
+    """Head configuration. `embodiments` above 1: token 0 of the condition begins with the one-hot of that many bodies.
+
+    `patch` neighbouring actions form one token: training costs that much less, and the horizon must be a multiple of it.
+    """
 
     width: int = 192
     depth: int = 6
     attention_heads: int = 4
     mlp_ratio: float = 4.0
+    patch: int = 1
     dropout: float = 0.0
     embodiments: int = 1
 
     def build(self, horizon: int, action_dim: int, condition_shape: tuple[int, int], two_times: bool = False) -> FlowDiTHead:
         """`condition_shape` is (tokens N, features D); with `two_times` the head also takes the time to jump to.
 
-        Any horizon is legal at call time. Raises KineflowError for sizes that do not divide, or tokens too narrow for a one-hot.
+        Any horizon that is a multiple of `patch` is legal at call time. Raises KineflowError for sizes that do not divide, or
+        tokens too narrow for a one-hot.
         """
+        if self.patch < 1 or horizon % self.patch:
+            raise KineflowError(f"FlowDiT.patch {self.patch} does not divide the prediction horizon {horizon}")
         if self.width % (2 * self.attention_heads):
             raise KineflowError(f"FlowDiT.width {self.width} is not a multiple of 2 * attention_heads {self.attention_heads}")
         if not 1 <= self.embodiments <= condition_shape[1]:
@@ -59,7 +67,7 @@ class FlowDiT:
 class Prepared:
     """A condition as the blocks use it; nothing here depends on the noisy actions or on time."""
 
-    key_value: Float[Tensor, "depth two B K N E"]
+    key_value: tuple[tuple[Float[Tensor, "B K N E"], Float[Tensor, "B K N E"]], ...]  # of each block
     signal: Float[Tensor, "B 1 W"]
     body: Float[Tensor, "B bodies"] | None
 
@@ -71,8 +79,10 @@ class FlowDiTHead(nn.Module):
         super().__init__()
         (count, size), width = condition_shape, config.width
         self.config = config
-        self.action_in = BodyLinear(action_dim, width, config.embodiments)
+        self.action_in = BodyLinear(config.patch * action_dim, width, config.embodiments)
         self.time = TimeEmbedding(width, two_times=two_times)
+        # A token whose actions have different times sees all of them.
+        self.merge_times = nn.Linear(config.patch * width, width) if config.patch > 1 else None
         self.condition_in = nn.Linear(size, width)
         self.token_identity = nn.Parameter(0.02 * torch.randn(count, width))  # which goal, which cell, which robot
         self.condition_summary = nn.Linear(width, SUMMARY)
@@ -82,7 +92,7 @@ class FlowDiTHead(nn.Module):
         self.block_modulation = nn.Parameter(torch.zeros(config.depth, 9 * width))
         self.blocks = nn.ModuleList(FlowDiTBlock(config) for _ in range(config.depth))
         self.final_modulation = nn.Linear(width, 2 * width)
-        self.action_out = BodyLinear(width, action_dim, config.embodiments)
+        self.action_out = BodyLinear(width, config.patch * action_dim, config.embodiments)
         for layer in (self.modulation, self.final_modulation, self.action_out.shared):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -96,19 +106,23 @@ class FlowDiTHead(nn.Module):
     ) -> Float[Tensor, "B H A"]:
         return self.answer(x, t, self.prepare(condition), end)
 
-    def fixed(self, condition: Tokens) -> FixedCondition:
-        """This head for a solver that asks about one condition many times."""
-        return FixedCondition(self, condition, self.prepare(condition))
+    def fixed(self, condition: Tokens, repeated: Float[Tensor, "R N D"] | None = None) -> FixedCondition:
+        """This head for a solver that asks about one condition many times.
+
+        With `repeated`, which is `condition` several times behind itself, for a loss that looks at each row under several
+        noises: keys and values are computed, and differentiated, once for all of them.
+        """
+        return FixedCondition(self, condition if repeated is None else repeated, self.prepare(condition))
 
     def prepare(self, condition: Tokens) -> Prepared:
         """All that can be computed before the first noisy chunk is seen."""
         config = self.config
         # Not normalised: encoders do that, and the length of a token that holds plain numbers is what it says.
         given = self.condition_in(condition) + self.token_identity  # [B, N, W]
-        split = self.condition_kv(given).reshape(*given.shape[:2], config.depth, 2, config.attention_heads, -1)
+        parts = [_heads(part, config.attention_heads) for part in self.condition_kv(given).chunk(2 * config.depth, dim=-1)]
         signal = self.condition_signal(self.condition_summary(given).flatten(1))[:, None]
         body = condition[:, 0, : config.embodiments] if config.embodiments > 1 else None
-        return Prepared(split.permute(2, 3, 0, 4, 1, 5), signal, body)
+        return Prepared(tuple(zip(parts[::2], parts[1::2])), signal, body)
 
     def answer(
         self,
@@ -117,16 +131,29 @@ class FlowDiTHead(nn.Module):
         prepared: Prepared,
         end: Float[Tensor, "B *per_action"] | None = None,
     ) -> Float[Tensor, "B H A"]:
-        """`forward` under a condition that is already prepared."""
-        time = self.time(t, end)  # [B, W] or [B, H, W]
-        signal = F.silu((time[:, None] if t.ndim == 1 else time) + prepared.signal)  # [B, 1 or H, W]
+        """`forward` under a condition that is already prepared, of as many rows or of so many behind each other."""
+        times = len(x) // len(prepared.signal)
+        known = prepared.signal.repeat(times, 1, 1)
+        body = None if prepared.body is None else prepared.body.repeat(times, 1)
+        signal = F.silu(self._time_tokens(t, end) + known)  # [B, 1 or H/P, W]
         shared = self.modulation(signal)
-        tokens = self.action_in(x, prepared.body)
-        turn = rotation(x.shape[1], self.config.width // self.config.attention_heads, tokens)
+        tokens = self.action_in(x.reshape(len(x), x.shape[1] // self.config.patch, -1), body)  # [B, H/P, W]
+        turn = rotation(tokens.shape[1], self.config.width // self.config.attention_heads, tokens)
         for block, own, key_value in zip(self.blocks, self.block_modulation, prepared.key_value):
             tokens = block(tokens, shared + own, key_value, turn)
         shift, scale = self.final_modulation(signal).chunk(2, dim=-1)
-        return self.action_out(modulate(tokens, shift, scale), prepared.body)  # type: ignore[no-any-return]
+        answer: Tensor = self.action_out(modulate(tokens, shift, scale), body)
+        return answer.reshape(x.shape)
+
+    def _time_tokens(self, t: Tensor, end: Tensor | None) -> Float[Tensor, "B S W"]:
+        time: Tensor = self.time(t, end)  # [B, W] or [B, H, W]
+        patch = self.config.patch
+        if t.ndim == 1:
+            time = time[:, None]
+            return time if self.merge_times is None else self.merge_times(time.repeat(1, 1, patch))  # type: ignore[no-any-return]
+        if self.merge_times is None:
+            return time
+        return self.merge_times(time.reshape(len(t), t.shape[1] // patch, -1))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -156,13 +183,13 @@ class FlowDiTBlock(nn.Module):
         self.among_out = nn.Linear(width, width)
         self.query = nn.Linear(width, width)
         self.across_out = nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Dropout(config.dropout), nn.Linear(hidden, width))
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Dropout(config.dropout), nn.Linear(hidden, width))
 
     def forward(
         self,
         x: Float[Tensor, "B T W"],
         modulation: Float[Tensor, "B S W9"],
-        key_value: Float[Tensor, "two B K N E"],
+        key_value: tuple[Float[Tensor, "R K N E"], Float[Tensor, "R K N E"]],  # B is a multiple of R
         turn: tuple[Tensor, Tensor],
     ) -> Float[Tensor, "B T W"]:
         shift_a, scale_a, gate_a, shift_c, scale_c, gate_c, shift_m, scale_m, gate_m = modulation.chunk(9, dim=-1)
@@ -171,17 +198,23 @@ class FlowDiTBlock(nn.Module):
         return x + gate_m * self.mlp(modulate(x, shift_m, scale_m))  # type: ignore[no-any-return]
 
     def _among(self, x: Float[Tensor, "B T W"], turn: tuple[Tensor, Tensor]) -> Float[Tensor, "B T W"]:
-        query, key, value = (self._split(part) for part in self.qkv(x).chunk(3, dim=-1))
-        out = F.scaled_dot_product_attention(rotated(query, *turn), rotated(key, *turn), value)
+        heads = self.attention_heads
+        turned, value = _heads(self.qkv(x), 3 * heads).split([2 * heads, heads], dim=1)
+        query, key = rotated(turned, *turn).chunk(2, dim=1)
+        out = attention(query, key, value)
         return self.among_out(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def _across(self, x: Float[Tensor, "B T W"], key_value: Tensor) -> Float[Tensor, "B T W"]:
-        # The tokens have no place along the horizon: neither side is rotated.
-        out = F.scaled_dot_product_attention(self._split(self.query(x)), key_value[0], key_value[1])
-        return self.across_out(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+    def _across(self, x: Float[Tensor, "B T W"], key_value: tuple[Tensor, Tensor]) -> Float[Tensor, "B T W"]:
+        # The tokens have no place along the horizon: neither side is rotated. Queries of all rows under one condition are one
+        # sequence: they do not see each other.
+        rows, (_, heads, _, size) = len(x), key_value[0].shape
+        query = self.query(x).reshape(-1, len(key_value[0]), x.shape[1], heads, size).permute(1, 3, 0, 2, 4).flatten(2, 3)
+        out = attention(query, *key_value).unflatten(2, (-1, x.shape[1]))
+        return self.across_out(out.permute(2, 0, 3, 1, 4).reshape(rows, x.shape[1], -1))  # type: ignore[no-any-return]
 
-    def _split(self, x: Float[Tensor, "B T W"]) -> Float[Tensor, "B K T E"]:
-        return x.reshape(*x.shape[:2], self.attention_heads, -1).transpose(1, 2)
+
+def _heads(x: Float[Tensor, "B T W"], heads: int) -> Float[Tensor, "B K T E"]:
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 class BodyLinear(nn.Module):

@@ -385,6 +385,48 @@ def test_fixed_condition_is_the_same_head(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(fixed(x, t, other), trained(x, t, other))
 
 
+def test_rows_under_one_condition_share_its_keys() -> None:
+    """Three noises for each row: the same answers, and the same gradients, as with the condition written out three times."""
+    trained, (x, t, condition) = head(), inputs()
+    x, t = torch.randn(9, 8, A), torch.rand(9)
+    gradients = []
+    for shared in (False, True):
+        trained.zero_grad()
+        given = condition.clone().requires_grad_()
+        repeated = given.repeat(3, 1, 1)
+        answer = trained.fixed(given, repeated)(x, t, repeated) if shared else trained(x, t, repeated)
+        answer.square().sum().backward()
+        gradients.append([answer.detach(), given.grad, *(p.grad for p in trained.parameters())])
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_training_shares_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, rows = network(), []
+    prepare = net.head.prepare
+    monkeypatch.setattr(net.head, "prepare", lambda condition: rows.append(len(condition)) or prepare(condition))
+    net.loss(batch_of(5, 0), torch.Generator(), noise_samples=3)
+    assert rows == [5]
+
+
+def test_patches_of_actions() -> None:
+    """Half as many tokens; each action still has its own place and its own time."""
+    patched, (x, t, condition) = head(replace(SMALL, patch=2)), inputs()
+    assert patched.blocks[0]._among(torch.randn(3, 4, 32), rotation(4, 16, x)).shape == (3, 4, 32)
+    whole = patched(x, t, condition)
+    assert whole.shape == x.shape
+    torch.testing.assert_close(patched(x, t[:, None].expand(-1, 8), condition), whole, rtol=1e-4, atol=1e-5)
+    for action in range(8):
+        times, moved = t[:, None].repeat(1, 8), x.clone()
+        times[:, action] = 0.9
+        moved[:, action] += 1
+        assert (patched(x, times, condition) - whole).abs().max() > 1e-4
+        change = (patched(moved, t, condition) - whole).abs().amax(dim=(0, 2))
+        assert change.min() > 1e-5
+    with pytest.raises(KineflowError, match="patch 3"):
+        replace(SMALL, patch=3).build(8, A, (N, D))
+
+
 def test_a_solver_prepares_its_condition_once(monkeypatch: pytest.MonkeyPatch) -> None:
     net, calls = network(), []
     prepare = net.head.prepare

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from kineflow.contracts import CameraSpec, GoalSpec, KineflowError, VectorSpec
+from kineflow.policies.attention import attention
 from kineflow.policies.encoders.colours import Colours
 from kineflow.policies.encoders.flow_features import LucasKanade
 from kineflow.policies.encoders.goal import GoalVision, GoalVisionEncoder, OtherFeatures
@@ -278,6 +279,27 @@ def test_pooling_is_an_average_over_time() -> None:
     torch.testing.assert_close(pooling(tokens.flip(1)), pooling(tokens), rtol=1e-4, atol=1e-5)
     waves = as_waves(torch.arange(16) / 4)
     assert (torch.cdist(waves, waves) + torch.eye(16)).min() > 0.1  # 16 frames at 4 Hz are told apart
+
+
+def test_pooling_is_attention_with_the_queries() -> None:
+    """The same numbers, and gradients, as keys and values of every part and a fused kernel."""
+    torch.manual_seed(0)
+    pooling, tokens = TemporalPooling(16, 2, 3), torch.randn(4, 7, 16, requires_grad=True)
+    key, value = pooling.key_value(F.rms_norm(tokens, (16,))).unflatten(-1, (2, 2, 8)).permute(2, 0, 3, 1, 4)
+    query = pooling.queries.unflatten(-1, (2, 8)).transpose(0, 1).expand(4, -1, -1, -1)
+    expected = pooling.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(pooling(tokens), expected, rtol=1e-4, atol=1e-5)
+    known = (tokens, pooling.queries, pooling.key_value.weight, pooling.key_value.bias)
+    found = torch.autograd.grad(pooling(tokens).square().sum(), known)
+    for mine, theirs in zip(found, torch.autograd.grad(expected.square().sum(), known)):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("keys", [5, 200])
+def test_attention_is_the_fused_kernel(keys: int) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 3, 4, 8), torch.randn(2, 3, keys, 8), torch.randn(2, 3, keys, 8)
+    torch.testing.assert_close(attention(query, key, value), F.scaled_dot_product_attention(query, key, value))
 
 
 def test_words_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
