@@ -53,8 +53,8 @@ class Trajectory:
     """What an episode did: with its seed, enough to replay it exactly (T executed steps, C policy calls).
 
     Chunk c was asked for at step `c * horizons.execution`. Where there is a goal: `distance` to it in m; at each call the
-    `cursor`, the frame with which the video of the goal began, and the `stop_probability`; `stopped_at`, the step before which the
-    policy had it stopped (None: never). Actions from there on are zeros and of no chunk.
+    `cursor`, the frame with which the video of the goal began, and the `stop_probability`; `stopped_at`, the step before which
+    the policy said stop (None: never). Actions from there on are zeros and of no chunk.
     """
 
     actions: Float[np.ndarray, "T A"]
