@@ -63,6 +63,7 @@ class ActionChunk:
     stamp_s: Float[np.ndarray, "*B"]
     stop_probability: Float[np.ndarray, "*B"] | None = None
     ahead_s: Float[np.ndarray, "*B"] | None = None  # of the first frame of the goal video, in seconds of its clip
+    distance: Float[np.ndarray, "*B"] | None = None  # predicted steps to the goal picture
 
 
 @dataclass(frozen=True)

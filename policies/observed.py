@@ -36,8 +36,28 @@ class Earlier:
     executed: Int64[Tensor, "B"]
 
 
-def observed(observation: Observation, interface: Interface, horizons: Horizons, device: torch.device) -> Observed:
-    """Raises ContractError for what the policy does not take, other shapes, or non-finite values."""
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Windows on the training device, still in physical units; `weight` of each action in the loss.
+
+    What is not observed is known in training alone.
+    """
+
+    observed: Observed
+    action: Float[Tensor, "B H A"]
+    weight: Float[Tensor, "B H"]
+    privileged: Float[Tensor, "B F"] | None = None  # geometry of the privileged features
+    earlier: Earlier | None = None  # for methods that learn from the previous chunk
+    done: Float[Tensor, "B"] | None = None  # 1 where the task is done at the last observed step
+    ahead_s: Float[Tensor, "B"] | None = None  # of the first frame of its goal video, in seconds of the clip
+    left_s: Float[Tensor, "B"] | None = None  # of the clip, from where the row is
+    distance: Float[Tensor, "B"] | None = None  # steps to the picture that it is asked about, NaN: asked about none
+
+
+def observed(
+    observation: Observation, interface: Interface, horizons: Horizons, device: torch.device, *, needs_goal: bool = True
+) -> Observed:
+    """Raises ContractError for what the policy does not take, none where it `needs_goal`, other shapes, or non-finite values."""
     rows = len(observation.state)
     size = sum(spec.vector.size for spec in interface.features.values())
     expected: tuple[int, ...] = (rows, horizons.observation, size)
@@ -63,15 +83,15 @@ def observed(observation: Observation, interface: Interface, horizons: Horizons,
             )
         images[name] = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
     state = torch.from_numpy(np.ascontiguousarray(observation.state, dtype=np.float32)).to(device)
-    return with_goals(Observed(state, images), observed_goals(observation, interface.goals), device)
+    return with_goals(Observed(state, images), observed_goals(observation, interface.goals, needs_goal=needs_goal), device)
 
 
-def observed_goals(observation: Observation, specs: Mapping[str, GoalSpec]) -> GoalBatch | None:
+def observed_goals(observation: Observation, specs: Mapping[str, GoalSpec], *, needs_goal: bool = True) -> GoalBatch | None:
     """Those of `observation`, for all of its rows; None for a policy without goals.
 
     Raises:
         ContractError: a goal that the policy does not take (better refused than silently ignored: the caller believes that it
-            steers), none of those that it takes, or another shape.
+            steers), none of those that it takes where it `needs_goal`, or another shape.
     """
     rows, words = len(observation.state), [name for name, spec in specs.items() if spec.kind == "instruction"]
     told = set(observation.goal) | ({words[0] if words else "instruction"} if observation.instruction else set())
@@ -81,7 +101,7 @@ def observed_goals(observation: Observation, specs: Mapping[str, GoalSpec]) -> G
         raise ContractError(f"this policy takes no {what}, but was given one; {takes}")
     if not specs:
         return None
-    if not told:
+    if not told and needs_goal:
         raise ContractError(f"this policy needs a goal, one of {sorted(specs)}, and was given none")
     if observation.instruction and len(observation.instruction) != rows:
         raise ContractError(f"observation.instruction has {len(observation.instruction)} texts for {rows} rows; give one per row")
@@ -100,6 +120,13 @@ def seen(window: Window, dimensions: int, device: torch.device) -> Observed:
     images = {name: torch.from_numpy(frames).to(device, non_blocking=True) for name, frames in window.images.items()}
     state = torch.from_numpy(window.state[..., :dimensions]).to(device, non_blocking=True)
     return with_goals(Observed(state, images), window.goals, device)
+
+
+def clip_times(goals: GoalBatch | None, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """`ahead_s` and `left_s` of training windows, each `[B]`, where they are known."""
+    known = (None, None) if goals is None else (goals.ahead_s, goals.left_s)
+    ahead_s, left_s = (None if value is None else torch.from_numpy(value).to(device) for value in known)
+    return ahead_s, left_s
 
 
 def with_goals(seen: Observed, goals: GoalBatch | None, device: torch.device) -> Observed:

@@ -28,7 +28,7 @@ from kineflow.policies.heads.flow_dit import FlowDiTHead
 from kineflow.policies.mix_flow import MixFlow
 from kineflow.policies.normaliser import ActionUnits, Normaliser
 from kineflow.policies.objectives import MIP, FlowMap, Regression
-from kineflow.policies.observed import Earlier, Observed, observed
+from kineflow.policies.observed import Observed, TrainingBatch as TrainingBatch, observed
 from kineflow.policies.policy_config import HeadConfig as HeadConfig, PolicyConfig as PolicyConfig
 from kineflow.policies.policy_statistics import (
     joined_statistics,
@@ -37,24 +37,11 @@ from kineflow.policies.policy_statistics import (
     required,
     state_spec,
 )
-from kineflow.policies.privileged import Probe
 from kineflow.policies.real_time_chunking import continue_prefix
 from kineflow.policies.samplers import RowNoise
-from kineflow.policies.stop import StopHead
+from kineflow.policies.side_heads import SideHeads
 
 PhysicalGuide: TypeAlias = Callable[[ActionUnits], Guide]  # costs, constraints and rewards are written in physical units
-
-
-@dataclass(frozen=True)
-class TrainingBatch:
-    """Windows on the training device, still in physical units; `weight` of each action in the loss."""
-
-    observed: Observed
-    action: Float[Tensor, "B H A"]
-    weight: Float[Tensor, "B H"]
-    privileged: Float[Tensor, "B F"] | None = None  # geometry of the privileged features
-    earlier: Earlier | None = None  # for methods that learn from the previous chunk
-    done: Float[Tensor, "B"] | None = None  # 1 where the task is done at the last observed step
 
 
 @dataclass(frozen=True)
@@ -63,9 +50,10 @@ class Encoded:
 
     condition: Tokens
     units: ActionUnits
+    told: tuple[str, ...] = ()  # the goals that were given
 
 
-class PolicyNetwork(nn.Module):
+class PolicyNetwork(SideHeads):
     """The trained network. `statistics` needs each feature, "action", "action_chunk" and, with features, "encoded_state"."""
 
     def __init__(self, config: PolicyConfig, interface: Interface, statistics: Mapping[str, FeatureStatistics]) -> None:
@@ -84,11 +72,8 @@ class PolicyNetwork(nn.Module):
         self.register_buffer("action_scale", chunk.scale.view(horizons.prediction, -1), persistent=False)
         jumps = {"two_times": True} if isinstance(config.objective, FlowMap) else {}  # other heads need not know the word
         self.head = config.head.build(horizons.prediction, self.action_dim, self.encoder.token_shape, **jumps)
-        seen = statistics.get("privileged_state")
-        self.probe = Probe(self.encoder.token_shape, seen) if config.privileged and seen else None
         kept, similarity = (getattr(self.encoder, name, None) for name in ("kept_tokens", "similarity"))  # not every encoder's
-        done_share = required(statistics, config.stop).mean[0] if config.stop else 0.0
-        self.stop = StopHead(config.stop_head, self.encoder.token_shape, done_share, similarity) if config.stop else None
+        self.add_side_heads(config, interface, statistics, self.encoder.token_shape, similarity)
         null = torch.zeros(1, self.encoder.token_shape[0] - (kept or 0), self.encoder.token_shape[1])
         self.null_condition = nn.Parameter(null) if config.objective.condition_dropout > 0 else None
 
@@ -97,21 +82,21 @@ class PolicyNetwork(nn.Module):
 
     def loss(self, batch: TrainingBatch, generator: torch.Generator, noise_samples: int = 1) -> Float[Tensor, ""]:
         """Mean loss over the batch. Each window is encoded once and seen under `noise_samples` noises and times."""
+        batch = batch if self.distance is None else self.distance.questions(batch, generator)
         encoded = self.encoder(batch.observed)
         condition = self._hide(encoded, generator)
         chunk = self.units(batch.observed).normalise(batch.action)
         repeated = [v.repeat(noise_samples, *(1,) * (v.ndim - 1)) for v in (chunk, condition, batch.weight)]
         head = self.head.fixed(condition, repeated[1]) if isinstance(self.head, FlowDiTHead) else self.head
         loss = self.config.objective.loss(head, repeated[0], repeated[1], generator, repeated[2]).mean()
-        if self.probe is not None and batch.privileged is not None:
-            loss = loss + self.probe(encoded, batch.privileged).mean()
-        return loss if self.stop is None or batch.done is None else loss + self.stop.loss(encoded, batch.done).mean()
+        return loss + self.side_loss(encoded, batch)
 
     @torch.no_grad()
     def encode(self, observation: Observation) -> Encoded:
         """Raises ContractError for another shape than the contract's, non-finite values, or inputs it does not take."""
-        seen = observed(observation, self.interface, self.config.horizons, self.action_scale.device)
-        return Encoded(self.encoder(seen), self.units(seen))
+        needs_goal = self.distance is None or not self.distance.explores
+        seen = observed(observation, self.interface, self.config.horizons, self.action_scale.device, needs_goal=needs_goal)
+        return Encoded(self.encoder(seen), self.units(seen), (*observation.goal,))
 
     def units(self, observed: Observed) -> ActionUnits:
         """Physical actions are scaled per step and dimension, and may count from the last observed state."""
@@ -124,16 +109,21 @@ class PolicyNetwork(nn.Module):
         included, before it is solved."""
         if len(request.seeds) != len(observation.state):
             raise ContractError(f"{len(request.seeds)} seeds for {len(observation.state)} observations; give one seed per row")
-        encoded = self.encode(observation)
+        return self.answer(self.encode(observation), observation.stamp_s, request, guide)
+
+    @torch.no_grad()
+    def answer(
+        self, encoded: Encoded, stamp_s: np.ndarray, request: SamplingRequest, guide: PhysicalGuide | None = None
+    ) -> ActionChunk:
+        """`predict` for what is encoded already; `stamp_s` `[B, T]` is the observation's."""
         noise = RowNoise(request.seeds, (self.config.horizons.prediction, self.action_dim), device=self.action_scale.device)
         guides = [self._continue(request, encoded.units), guide(encoded.units) if guide else None]
         options = SampleOptions(self.null_condition, request.steps, request.guidance_scale, in_order(*guides))
         head = self.head.fixed(encoded.condition) if isinstance(self.head, FlowDiTHead) else self.head
         chunk = self.config.objective.sample(head, noise, encoded.condition, options)
-        actions, stop = encoded.units.restore(chunk).float().cpu().numpy(), None
-        if self.stop is not None:
-            stop = torch.sigmoid(self.stop(encoded.condition)).float().cpu().numpy()
-        return ActionChunk(actions, 1 / self.interface.action.rate_hz, np.asarray(observation.stamp_s)[..., -1], stop)
+        actions = encoded.units.restore(chunk).float().cpu().numpy()
+        said = self.side_answers(encoded.condition, encoded.told)
+        return ActionChunk(actions, 1 / self.interface.action.rate_hz, np.asarray(stamp_s)[..., -1], **said)
 
     def _continue(self, request: SamplingRequest, units: ActionUnits) -> Guide | None:
         """Real-Time Chunking, where the request brings actions of the previous chunk."""

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from kineflow.contracts import FeatureStatistics, GoalSpec, Horizons, Interface, KineflowError
 from kineflow.policies.encoders.goal import GoalVision
+from kineflow.policies.encoders.goal_fusion import GoalFusion
 from kineflow.policies.encoders.state import State
 from kineflow.policies.encoders.vision import Vision
 from kineflow.policies.heads.arc import Arc
@@ -26,9 +27,10 @@ from kineflow.policies.objectives import MIP, Diffusion, FlowMap, FlowMatching, 
 from kineflow.policies.policy_statistics import origin_dimensions, state_spec, training_statistics
 from kineflow.policies.progress import Progress
 from kineflow.policies.stop import Stop
+from kineflow.policies.temporal_distance import TemporalDistance
 
 HeadConfig: TypeAlias = MLP | DiT | UNet | FlagDiT | FlowDiT | Arc | Guessing
-EncoderConfig: TypeAlias = State | Vision | GoalVision
+EncoderConfig: TypeAlias = State | Vision | GoalVision | GoalFusion
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class PolicyConfig:
     stop_head: Stop = field(default_factory=Stop)  # used where `stop` names a feature
     progress: str = ""  # goal video in which a progress head finds its place: see policies/progress.py and goals.slack
     progress_head: Progress = field(default_factory=Progress)  # used where `progress` names a goal
+    distance: TemporalDistance | None = None  # a head that says how many steps it is to a goal image
     privileged: tuple[str, ...] = ()  # features that supervise a Vision encoder in training, absent when it acts
     # Names of the state dimensions that the action dimensions are measured from, at the last observed step; empty: absolute.
     relative_to: tuple[str, ...] = ()

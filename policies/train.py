@@ -31,7 +31,7 @@ from kineflow.policies.ema import ExponentialMovingAverage
 from kineflow.policies.fine_tuning import Parent
 from kineflow.policies.golden import golden_pair
 from kineflow.policies.metrics_log import forget_after, log_record
-from kineflow.policies.observed import Earlier, Observed, seen
+from kineflow.policies.observed import Earlier, Observed, clip_times, seen
 from kineflow.policies.optimiser import adamw
 from kineflow.policies.policy import PolicyConfig, PolicyNetwork, TrainingBatch
 from kineflow.policies.precision import autocast
@@ -196,7 +196,8 @@ class Trainer:
             before, gone = reader.earlier(indices, self.config.policy.horizons.execution)
             earlier = Earlier(self._seen(self._augmented(reader.read(before), augment)), self._moved(gone))
         action, counts = self._moved(window.action), self._moved(weight.astype(np.float32))
-        return TrainingBatch(self._seen(window), action, counts, known, earlier, done)
+        times = clip_times(window.goals, self.device)
+        return TrainingBatch(self._seen(window), action, counts, known, earlier, done, *times)
 
     def _augmented(self, window: Window, augment: bool) -> Window:
         if augment and self.config.symmetry:

@@ -16,6 +16,7 @@ from kineflow.datasets.window_sampler import WindowSampler
 from kineflow.datasets.window_streams import interface_of_windows
 from kineflow.datasets.windows import WindowReader
 from kineflow.policies.encoders.goal import GoalVision
+from kineflow.policies.encoders.goal_fusion import GoalFusion
 from kineflow.policies.encoders.state import StateFeatures
 from kineflow.policies.encoders.vision import Vision
 from kineflow.policies.encoders.window_features import Looker, encoded_cameras, encoded_goals
@@ -45,7 +46,7 @@ class TrainingData:
             split.tolist() for split in split_episodes(store.num_episodes, config.validation_fraction, config.seed)
         )
         read = (*policy.features, *policy.privileged, *stop_feature(policy, store.interface))
-        looker = Looker.of(policy.encoder) if isinstance(policy.encoder, GoalVision) else None
+        looker = Looker.of(policy.encoder) if isinstance(policy.encoder, GoalVision | GoalFusion) else None
         goals = encoded_goals(store, policy.goals, config.goals, looker) if policy.goals else None
         training, validation = (
             WindowReader(

@@ -24,20 +24,21 @@ from kineflow.datasets.window_goals import PICTURES, Goals, GoalWindows
 from kineflow.policies.encoders.flow_features import FlowEncoder
 from kineflow.policies.encoders.frame_encoder import FrameEncoder
 from kineflow.policies.encoders.goal import GoalVision
+from kineflow.policies.encoders.goal_fusion import GoalFusion
 
 _CHUNK = 64  # frames looked at together
 
 
 @dataclass(frozen=True)
 class Looker:
-    """The frozen part of a GoalVision encoder."""
+    """The frozen part of an encoder of pictures and goals."""
 
     frames: FrameEncoder
     flow: FlowEncoder | None
     fingerprint: str
 
     @classmethod
-    def of(cls, config: GoalVision) -> Looker | None:
+    def of(cls, config: GoalVision | GoalFusion) -> Looker | None:
         """None where the backbone is trained with the policy, so that its features change."""
         frames = config.frames.build()
         if not frames.frozen:
