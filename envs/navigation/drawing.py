@@ -25,7 +25,7 @@ RIBBON_M, FAN_M = 0.055, 0.025  # half width of one plan, and of each of many
 HEAD_M = 0.13  # length of the arrow's head at the end of a plan
 NEAREST_M = 0.06  # nothing nearer to the camera than this is drawn
 DOT_S = 0.5
-SUBSTEPS = 4  # points per command: an arc shall look like one
+SUBSTEPS = 2  # points per command: an arc shall look like one
 
 _OVERSAMPLING = 2
 _SHIFT = 4  # fractional bits of cv2's sub-pixel coordinates
@@ -58,7 +58,7 @@ def to_world(places: Float[np.ndarray, "*B S 4"], x: float, y: float, yaw: float
     """x, y, yaw in the world of places in the frame of a body at x, y (m), yaw (rad)."""
     cos, sin = math.cos(yaw), math.sin(yaw)
     ahead, left = places[..., 0], places[..., 1]
-    return np.stack([x + cos * ahead - sin * left, y + sin * ahead + cos * left, yaw + places[..., 3]], axis=-1)
+    return np.asarray(np.stack([x + cos * ahead - sin * left, y + sin * ahead + cos * left, yaw + places[..., 3]], axis=-1))
 
 
 def project(
@@ -117,7 +117,7 @@ def ribbon_edge(places: Float[np.ndarray, "S 3"], offset_m: float) -> Float[np.n
     headings = np.where(lengths > 1e-6, np.arctan2(way[:, 1], way[:, 0]), places[:-1, 2])
     headings = np.append(headings, headings[-1])
     width = offset_m * np.linspace(1.0, 0.4, len(places))
-    return places[:, :2] + width[:, None] * np.stack([-np.sin(headings), np.cos(headings)], axis=1)
+    return np.asarray(places[:, :2] + width[:, None] * np.stack([-np.sin(headings), np.cos(headings)], axis=1))
 
 
 class Layer:
@@ -173,7 +173,7 @@ class Layer:
         inside = np.clip(points, -1e4, 1e4)
         self._low = np.minimum(self._low, np.floor(inside.min(axis=0) - reach_px - 2).astype(np.int64))
         self._high = np.maximum(self._high, np.ceil(inside.max(axis=0) + reach_px + 3).astype(np.int64))
-        return np.round(((inside + 0.5) * _OVERSAMPLING - 0.5) * (1 << _SHIFT)).astype(np.int32)
+        return np.asarray(np.round(((inside + 0.5) * _OVERSAMPLING - 0.5) * (1 << _SHIFT)), np.int32)
 
 
 class _Ground:

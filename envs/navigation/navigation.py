@@ -187,15 +187,19 @@ class Navigation(gymnasium.Env[Observation, np.ndarray]):
         *,
         stop_probability: float | None = None,
         cursor: int | None = None,
+        blind: bool = False,
     ) -> UInt8[np.ndarray, "size W 3"]:
         """A panel for people, `size` high and about 2.3 times as wide (even): live view, goal, the policy's picture, map.
 
-        `plans` are drawn on the view and on the map; `target`, the command now, is where they begin. `cursor`: the frame of the
-        clip that the policy is at, if it says so; without, the one nearest to where the body is. The episode goes on as without.
+        One plan is drawn on view and map; of many there is a portrait, view above map. `target`, the command now, is where it
+        begins. `cursor`: the frame of the clip that the policy is at, if it says so; else the one nearest to where the body is.
+        `blind`: the policy sees the clip in place of its camera. The episode goes on as if nobody had looked.
         """
         if self._lens is None:
             self._lens = Lens(self.stage)
-        return self._spectator.panel(size, self._lens, plans, Moment(stop_probability, cursor, self._ending))
+        if plans is not None and len(plans) > 1:
+            return self._spectator.portrait(size, self._lens, plans)
+        return self._spectator.panel(size, self._lens, plans, Moment(stop_probability, cursor, blind, self._ending))
 
     def render(self) -> UInt8[np.ndarray, "H W 3"] | None:
         """The camera's picture when `render_mode="rgb_array"`."""

@@ -118,6 +118,7 @@ def compose(
     facts: Sequence[Fact] = (),
     bar_px: float = 0.0,
     ending: Ending | None = None,
+    seen_title: str = "",
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The panel. `seen`: the policy's own picture; `facts`: the caption; `bar_px`: the map's bar of 1 m.
 
@@ -145,13 +146,33 @@ def compose(
         words.chip(goal.title, middle, top)
         if goal.words:
             words.quote(goal.words, (middle, top + layout.px(30), *layout.inset))
-    words.chip(f"the policy sees {seen.shape[1]} x {seen.shape[0]}", middle, low)
+    words.chip(seen_title or f"the policy sees {seen.shape[1]} x {seen.shape[0]}", middle, low)
     words.chip("map", right, top)
     if bar_px:
         words.text("1 m", right + layout.px(14) + bar_px / 2, top + layout.map_size - layout.px(24), 12, INK, "mm")
     words.caption(facts, left, top + layout.live[1], layout.width - 2 * left)
     if ending is not None:
         words.pill(ending, left + layout.live[0], top)
+    return words.picture()
+
+
+def compose_portrait(live: Picture, world_map: Picture, layout: Layout, bar_px: float = 0.0) -> Picture:
+    """The live view above the map, for pictures that stand side by side; lengths are those of `layout`."""
+    (height, width), size = live.shape[:2], world_map.shape[0]
+    margin, gap = layout.px(MARGIN), layout.px(GAP)
+    wide = max(width, size) + 2 * margin
+    canvas = np.full((height + size + 2 * margin + gap, wide + wide % 2, 3), GROUND, np.uint8)
+    lefts = margin + (max(width, size) - width) // 2, margin + (max(width, size) - size) // 2
+    low = margin + height + gap
+    _paste(canvas, live, lefts[0], margin, layout)
+    _paste(canvas, world_map, lefts[1], low, layout)
+    if not layout.has_text:
+        return canvas
+    words = _Words(canvas, layout)
+    words.chip("live view", lefts[0], margin)
+    words.chip("map", lefts[1], low)
+    if bar_px:
+        words.text("1 m", lefts[1] + layout.px(14) + bar_px / 2, low + size - layout.px(24), 12, INK, "mm")
     return words.picture()
 
 
@@ -187,7 +208,7 @@ def _paste(canvas: Picture, picture: Picture, left: int, top: int, layout: Layou
 def _rounded(width: int, height: int, radius: int) -> np.ndarray:
     """How much of each pixel [H, W, 1] of a rectangle lies inside its rounded corners, 0..1."""
     beyond = [np.maximum(np.abs(np.arange(n) + 0.5 - n / 2) - (n / 2 - radius), 0.0) for n in (height, width)]
-    return np.clip(radius + 0.5 - np.hypot(beyond[0][:, None], beyond[1]), 0.0, 1.0).astype(np.float32)[:, :, None]
+    return np.asarray(np.clip(radius + 0.5 - np.hypot(beyond[0][:, None], beyond[1]), 0.0, 1.0), np.float32)[:, :, None]
 
 
 class _Words:

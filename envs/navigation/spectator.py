@@ -19,22 +19,27 @@ from kineflow.envs.navigation.embodiments.embodiment import LACKING
 from kineflow.envs.navigation.goal_clip import Cursor, GoalClip
 from kineflow.envs.navigation.ground_truth import camera_pose, intrinsics
 from kineflow.envs.navigation.map_drawing import MapView, TripState, draw_trip, draw_world
-from kineflow.envs.navigation.panel import Ending, Fact, GoalCard, Layout, compose
+from kineflow.envs.navigation.panel import GAP, MARGIN, Ending, Fact, GoalCard, Layout, compose, compose_portrait
 from kineflow.envs.navigation.rendering.backend import open_renderer
 from kineflow.envs.navigation.stage import Stage
 from kineflow.envs.navigation.tasks import Task, Trip
 from kineflow.envs.navigation.values import CONTROL_HZ
 
-BELOW_CAMERA_M = 0.45  # plans are drawn so far below a camera: a high one does not see the ground where a chunk lies
+GROUND_SEEN_M = 0.6  # a camera higher than this does not see the ground where a chunk lies: it begins behind its lower edge
+BELOW_CAMERA_M = 0.4  # plans are drawn so far below such a camera
 GOAL_TITLES = {"video": "goal clip", "image": "goal image", "instruction": "instruction", "point": "goal"}
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What is said beside the pictures. `stop_probability` and `cursor` (frame of the clip): the policy's, None: unknown."""
+    """What is said beside the pictures. `stop_probability` and `cursor` (frame of the clip): the policy's, None: unknown.
+
+    `blind`: the policy drives by the clip alone, and is shown that in place of its camera.
+    """
 
     stop_probability: float | None = None
     cursor: int | None = None
+    blind: bool = False
     ending: Ending | None = None
 
 
@@ -62,15 +67,51 @@ class Spectator:
         self, size: int, lens: Lens, plans: Float[np.ndarray, "N H 4"] | None, moment: Moment
     ) -> UInt8[np.ndarray, "size W 3"]:
         """The panel of now, `size` pixels high; `plans` are chunks of commands, drawn as far as the body can follow them."""
-        stage, spec = self._stage, self._stage.picture_spec
+        spec = self._stage.picture_spec
         layout = Layout(size, spec.width / spec.height)
         places = None if plans is None else self._places(np.asarray(plans, np.float64))
-        live = lens.picture(*layout.live)
-        k = intrinsics(stage.scene.model, stage.scene.camera, *layout.live)
-        if places is not None:
-            position, rotation = camera_pose(stage.scene.model, stage.scene.data, stage.scene.camera)
-            live = draw_plans(live, places, position, rotation, k, max(0.0, float(position[2]) - BELOW_CAMERA_M))
-        view, background = self._map(layout.map_size)
+        view, world_map = self._drawn_map(layout.map_size, places)
+        seen, title = self._stage.rgb(), ""
+        if moment.blind and self._clip is not None:
+            seen, title = self._clip.frames[self._frame(moment.cursor)], "open loop: no camera"
+        return compose(
+            layout,
+            self._live(lens, layout.live, places),
+            self._goal_card(moment.cursor),
+            seen,
+            world_map,
+            self._facts(moment),
+            view.scale,
+            moment.ending,
+            title,
+        )
+
+    def portrait(self, size: int, lens: Lens, plans: Float[np.ndarray, "N H 4"]) -> UInt8[np.ndarray, "size W 3"]:
+        """The live view above the map, with many plans."""
+        spec, layout = self._stage.picture_spec, Layout(size // 2)
+        half = (size - 2 * layout.px(MARGIN) - layout.px(GAP)) // 2
+        places = self._places(np.asarray(plans, np.float64))
+        live = self._live(lens, (round(half * spec.width / spec.height), half), places)
+        view, world_map = self._drawn_map(size - 2 * layout.px(MARGIN) - layout.px(GAP) - half, places)
+        return compose_portrait(live, world_map, layout, view.scale)
+
+    def _live(self, lens: Lens, size: tuple[int, int], places: Float[np.ndarray, "N S 3"] | None) -> UInt8[np.ndarray, "H W 3"]:
+        live, scene = lens.picture(*size), self._stage.scene
+        if places is None:
+            return live
+        position, rotation = camera_pose(scene.model, scene.data, scene.camera)
+        k = intrinsics(scene.model, scene.camera, *size)
+        return draw_plans(live, places, position, rotation, k, _plane(float(position[2])))
+
+    def _drawn_map(
+        self, size: int, places: Float[np.ndarray, "N S 3"] | None
+    ) -> tuple[MapView, UInt8[np.ndarray, "size size 3"]]:
+        stage, spec = self._stage, self._stage.picture_spec
+        if size not in self._maps:
+            view = MapView.around(self._trip.path.points, size, stage.world.bounds)
+            self._maps[size] = view, draw_world(stage.world, view)
+        view, background = self._maps[size]
+        focal = float(intrinsics(stage.scene.model, stage.scene.camera, spec.width, spec.height)[0, 0])
         trip = TripState(
             pose=(*stage.position[:2], stage.yaw),
             radius_body_m=stage.embodiment.radius_m,
@@ -81,18 +122,9 @@ class Spectator:
             plans=places,
             walkers=tuple(stage.walkers),
             touches=tuple(self._touches),
-            sight_rad=2 * math.atan(layout.live[0] / 2 / float(k[0, 0])),
+            sight_rad=2 * math.atan(spec.width / 2 / focal),
         )
-        return compose(
-            layout,
-            live,
-            self._goal_card(moment.cursor),
-            stage.rgb(),
-            draw_trip(background, view, trip),
-            self._facts(moment),
-            bar_px=view.scale,
-            ending=moment.ending,
-        )
+        return view, draw_trip(background, view, trip)
 
     def _places(self, plans: Float[np.ndarray, "N H 4"]) -> Float[np.ndarray, "N S 3"]:
         limits = self._stage.embodiment.limits
@@ -101,12 +133,11 @@ class Spectator:
         x, y, _ = self._stage.position
         return to_world(integrate(can, SUBSTEPS), x, y, self._stage.yaw)
 
-    def _map(self, size: int) -> tuple[MapView, np.ndarray]:
-        if size not in self._maps:
-            points = self._trip.path.points
-            view = MapView.around(points, size, self._stage.world.bounds)
-            self._maps[size] = view, draw_world(self._stage.world, view)
-        return self._maps[size]
+    def _frame(self, cursor: int | None) -> int:
+        """Frame of the clip: where the policy says it is, or else the one nearest to where the body is."""
+        assert self._clip is not None
+        own = self._cursor.frame if self._cursor else 0
+        return min(max(own if cursor is None else cursor, 0), len(self._clip.frames) - 1)
 
     def _goal_card(self, cursor: int | None) -> GoalCard | None:
         told = self._told[0]
@@ -120,9 +151,8 @@ class Spectator:
             return None
         if told == "image" or self._cursor is None:
             return GoalCard(title, self._clip.image)
-        last = len(self._clip.frames) - 1
-        frame = min(max(self._cursor.frame if cursor is None else cursor, 0), last)
-        return GoalCard(title, self._clip.frames[frame], progress=frame / max(last, 1))
+        frame = self._frame(cursor)
+        return GoalCard(title, self._clip.frames[frame], progress=frame / max(len(self._clip.frames) - 1, 1))
 
     def _facts(self, moment: Moment) -> list[Fact]:
         stage = self._stage
@@ -134,11 +164,16 @@ class Spectator:
             Fact("speed", f"{stage.speed:.2f} m/s", "0.00 m/s"),
             Fact("turn", f"{turn:+d} \u00b0/s" if turn else "0 \u00b0/s", "+00 \u00b0/s"),
             Fact("goal", f"{distance:.1f} m away (not seen by the policy)", "00.0 m away (not seen by the policy)"),
-            Fact("touched", f"{len(self._touches)} x"),
+            Fact("touches", f"{len(self._touches)}"),
         ]
         if moment.stop_probability is not None:
             facts.append(Fact("stop", f"{100 * moment.stop_probability:.0f} %", "100 %"))
         return facts
+
+
+def _plane(camera_m: float) -> float:
+    """Height (m) at which plans are drawn: the ground, unless the camera is too high above it."""
+    return 0.0 if camera_m < GROUND_SEEN_M else camera_m - BELOW_CAMERA_M
 
 
 class Lens:
