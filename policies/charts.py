@@ -63,34 +63,45 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, log_y: bool
     return _svg(body, f"{y_label} over {x_label}", hover)
 
 
-def histogram(values: Sequence[float], x_label: str, threshold: float, threshold_label: str, bins: int = 20) -> str:
-    """Counts of values in 0..1; bars at or above `threshold` stand out, and the threshold is marked."""
-    counts = [0] * bins
+def histogram(
+    values: Sequence[float],
+    x_label: str,
+    threshold: float,
+    threshold_label: str,
+    bins: int = 20,
+    high: float = 1.0,
+    is_lower_better: bool = False,
+) -> str:
+    """Counts of values in 0..`high`, greater ones in the last bar; bars on the better side of `threshold` stand out."""
+    counts, width = [0] * bins, high / bins
     for value in values:
-        counts[min(int(value * bins), bins - 1)] += 1
-    x = Axis(0.0, 1.0, _LEFT, WIDTH - _RIGHT)
+        counts[min(max(int(value * bins / high), 0), bins - 1)] += 1
+    x = Axis(0.0, high, _LEFT, WIDTH - _RIGHT)
     y = Axis(0.0, float(max([*counts, 1])) * 1.12, HEIGHT - _BOTTOM, _TOP)
-    body = _y_grid(y, whole=True) + _x_ticks(x, [0, 0.2, 0.4, 0.6, 0.8, 1.0]) + _x_label(x_label)
+    body = _y_grid(y, whole=True) + _x_ticks(x, nice_ticks(0.0, high, 5)) + _x_label(x_label)
     hover = []
     for i, count in enumerate(counts):
-        left, right, top = x.at(i / bins), x.at((i + 1) / bins), y.at(count)
-        css = "bar good" if (i + 0.5) / bins >= threshold else "bar"
+        left, right, top = x.at(i * width), x.at((i + 1) * width), y.at(count)
+        middle = (i + 0.5) * width
+        is_good = middle <= threshold if is_lower_better else middle >= threshold
         if count:
             place = f'x="{left + 1:.1f}" y="{top:.1f}" width="{right - left - 2:.1f}" height="{y.start - top:.1f}"'
-            body += f'<rect class="{css}" {place} rx="2"/>'
+            body += f'<rect class="{"bar good" if is_good else "bar"}" {place} rx="2"/>'
         share = f"{100 * count / max(len(values), 1):.0f} %"
-        hover.append(((left + right) / 2, top, f"{count} episodes ({share}) at {i / bins:.2f} to {(i + 1) / bins:.2f}"))
+        upper = f"{(i + 1) * width:.2f}" if high == 1.0 or i < bins - 1 else "more"
+        hover.append(((left + right) / 2, top, f"{count} episodes ({share}) at {i * width:.2f} to {upper}"))
     mark = x.at(threshold)
+    at, anchor = (mark + 6, "start") if is_lower_better else (mark - 6, "end")
     body += f'<line class="mark" x1="{mark:.1f}" x2="{mark:.1f}" y1="{_TOP}" y2="{y.start}"/>'
-    body += f'<text class="note" x="{mark - 6:.1f}" y="{_TOP + 9}" text-anchor="end">{html.escape(threshold_label)}</text>'
+    body += f'<text class="note" x="{at:.1f}" y="{_TOP + 9}" text-anchor="{anchor}">{html.escape(threshold_label)}</text>'
     return _svg(body, f"Distribution of {x_label}", hover)
 
 
-def sparkline(values: Sequence[float], threshold: float) -> str:
-    """Small area chart of values in 0..1 over steps, with a play head that the page's script moves."""
+def sparkline(values: Sequence[float], threshold: float, high: float = 1.0, label: str = "Coverage over the episode") -> str:
+    """Small area chart of values in 0..`high` over steps, with a play head that the page's script moves."""
     width, height = 448, 56
     x = Axis(0.0, float(max(len(values) - 1, 1)), 0.0, float(width))
-    y = Axis(0.0, 1.0, height - 1.0, 4.0)
+    y = Axis(0.0, high, height - 1.0, 4.0)
     points = [(x.at(i), y.at(v)) for i, v in enumerate(values)]
     outline = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
     line = f'<polyline class="line accent" points="{outline}"/>'
@@ -99,13 +110,17 @@ def sparkline(values: Sequence[float], threshold: float) -> str:
     head = f'<line class="head" x1="0" x2="0" y1="0" y2="{height}"/>'
     return (
         f'<svg class="spark" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
-        f'aria-label="Coverage over the episode">{area}{goal}{line}{head}</svg>'
+        f'aria-label="{html.escape(label)}">{area}{goal}{line}{head}</svg>'
     )
 
 
-def interval_bar(value: float, low: float, high: float) -> str:
-    """A value and its interval on a 0..1 track."""
-    at = Axis(0.0, 1.0, 4.0, 196.0).at
+def interval_bar(value: float, low: float, high: float, end: float = 1.0) -> str:
+    """A value and its interval on a track from 0 to `end`; what lies beyond is drawn at its end."""
+    axis = Axis(0.0, end, 4.0, 196.0)
+
+    def at(place: float) -> float:
+        return min(max(axis.at(place), 4.0), 196.0)
+
     width = max(at(high) - at(low), 1.0)
     return (
         '<svg class="interval" viewBox="0 0 200 14" role="img" aria-label="95 % interval">'

@@ -23,6 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from kineflow.config import to_plain_config
 from kineflow.contracts import Policy, PolicyContract, to_json, to_plain
 from kineflow.envs.pusht import PushT
+from kineflow.policies.describe_navigation import describe_navigation
+from kineflow.policies.describe_pusht import describe_pusht
 from kineflow.policies.eval_result import EvalConfig, EvalResult, ranked, spread_over_ranking, summarise
 from kineflow.policies.intervals import Estimate
 from kineflow.policies.provenance import code_version, machine, package_versions
@@ -65,6 +67,7 @@ def evaluate(
             config=config,
             contract=policy.contract,
             result=result,
+            description={"pusht": describe_pusht, "navigation": describe_navigation}[config.env](config, result),
             manifest=manifest,
             training=read_metrics(run_dir / "metrics.jsonl") if run_dir else (),
             run_config=_text(run_dir / "config.yaml") if run_dir else "",

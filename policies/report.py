@@ -1,7 +1,7 @@
 """The evaluation report: one HTML file without any external request, for light and dark, desk and phone.
 
-`report_template.html` holds the page, its style and its script; this module fills in words, charts (charts.py), pictures
-and videos. Whatever comes from a file or a name is escaped.
+`report_template.html` holds the page, its style and its script; this module fills in scores and words (report_parts.py), charts
+(charts.py), pictures and videos. Whatever comes from a file or a name is escaped.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from PIL import Image
 
 from kineflow.config import to_plain_config
 from kineflow.contracts import KineflowError, PolicyContract, to_json
-from kineflow.envs.pusht import SUCCESS_COVERAGE
 from kineflow.policies.charts import Series, empty_chart, histogram, interval_bar, line_chart, number, smooth, sparkline, thin
 from kineflow.policies.eval_result import EvalConfig, EvalResult
-from kineflow.policies.intervals import Estimate, Percentiles
+from kineflow.policies.intervals import Percentiles
+from kineflow.policies.report_parts import Column, Description, Distribution, Headline, Outcome
 from kineflow.policies.running_episode import EpisodeResult
+from kineflow.policies.video import video_size
 
-_COVERAGE_LEVELS = (0.5, 0.8, 0.9, SUCCESS_COVERAGE)
-_TASK_NAMES = {"pusht": "PushT"}
+_WIDE = 1.6  # a picture that is so many times as wide as high has a row of the gallery to itself
 _TEMPLATE = Path(__file__).with_name("report_template.html")
 
 
@@ -58,7 +58,7 @@ class Clip:
 class Fan:
     """Chunks sampled from one observation, drawn over its picture."""
 
-    picture: UInt8[np.ndarray, "size size 3"]
+    picture: UInt8[np.ndarray, "H W 3"]
     seed: int
     step: int
 
@@ -71,6 +71,7 @@ class ReportPage:
     config: EvalConfig
     contract: PolicyContract
     result: EvalResult
+    description: Description
     manifest: Mapping[str, Any]
     training: Sequence[Metric]
     run_config: str  # YAML of the training run; empty when there is none
@@ -80,23 +81,31 @@ class ReportPage:
 
 def build_report(page: ReportPage) -> str:
     """The page as HTML text."""
-    result = page.result
+    result, said = page.result, page.description
+    gallery, videos = _videos(page)
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(f"{page.name} · Kineflow evaluation"),
         name=html.escape(page.name),
-        task=html.escape(_TASK_NAMES[page.config.env]),
+        task=html.escape(said.task),
         subtitle=_subtitle(page),
         chips=_chips(page),
-        headlines=_headlines(page),
-        videos=_videos(page),
+        headlines="".join(_score_card(headline) for headline in said.headlines) + _call_card(page),
+        videos_lead=_words(said.videos),
+        gallery=gallery,
+        videos=videos,
+        fans_lead=_words(said.fans),
         fans=_fans(page),
         training=_training(page.training),
-        coverage=_coverage(result),
+        outcomes_lead=_words(said.outcomes),
+        distribution_heading=html.escape(said.distribution.heading),
+        distribution=_distribution(said.distribution),
         latency_chart=_latency_chart(result),
         latency=_latency_table(page),
         episode_count=str(len(result.episodes)),
-        episodes="".join(_episode_row(e) for e in result.episodes),
-        command=html.escape(f"kineflow eval RUN --episodes {page.config.episodes} --seed-start {page.config.seed_start}"),
+        seeds_lead=_words(said.seeds),
+        columns="".join(_column_head(title) for title in ("Seed", "Outcome", *(column.title for column in said.columns))),
+        episodes="".join(_episode_row(page, i) for i in range(len(result.episodes))),
+        command=html.escape(said.command),
         config=html.escape(page.run_config or "(evaluated without its training run)"),
         eval_config=html.escape(yaml.safe_dump(to_plain_config(page.config), sort_keys=False)),
         manifest=html.escape(to_json(page.manifest)),
@@ -136,7 +145,7 @@ def read_metrics(path: Path) -> tuple[Metric, ...]:
 def _subtitle(page: ReportPage) -> str:
     rate = page.contract.interface.action.rate_hz
     created = str(page.manifest["created"])[:16].replace("T", " ")
-    return html.escape(f"{len(page.result.episodes)} unseen starts · control at {number(rate)} Hz · {created} UTC")
+    return html.escape(f"{page.description.starts} · control at {number(rate)} Hz · {created} UTC")
 
 
 def _chips(page: ReportPage) -> str:
@@ -152,69 +161,76 @@ def _chips(page: ReportPage) -> str:
     return "".join(f"<li><span>{html.escape(k)}</span>{html.escape(v)}</li>" for k, v in facts.items())
 
 
-def _headlines(page: ReportPage) -> str:
-    result = page.result
-    succeeded = sum(e.success for e in result.episodes)
-    call = result.policy_call_ms
-    reward, success, coverage = result.mean_max_reward, result.success_rate, result.mean_max_coverage
+def _call_card(page: ReportPage) -> str:
+    call = page.result.policy_call_ms
     return (
-        _score_card("Mean max reward", f"{reward.value:.3f}", reward, "coverage / 0.95, at most 1")
-        + _score_card("Success rate", _percent(success.value), success, f"{succeeded} of {len(result.episodes)} episodes")
-        + _score_card("Mean best coverage", _percent(coverage.value), coverage, "of the goal, at its best moment")
-        + f'<div class="card score"><h3>Policy call</h3><p class="big">{number(call.p50)}<small> ms</small></p>'
+        f'<div class="card score"><h3>Policy call</h3><p class="big">{number(call.p50)}<small> ms</small></p>'
         f'<p class="range">p99 {number(call.p99)} ms</p>'
         f'<p class="hint">median of {call.n} calls of {page.config.batch} rows</p></div>'
     )
 
 
-def _score_card(title: str, value: str, score: Estimate, hint: str) -> str:
+def _score_card(headline: Headline) -> str:
+    score, unit = headline.score, headline.unit
+    if unit == "%":
+        value = f"{100 * score.value:.1f}<small> %</small>"
+    else:
+        value = f"{score.value:.2f}<small> m</small>" if unit == "m" else f"{score.value:.3f}"
+    ends = f"{score.low:.2f} – {score.high:.2f} m" if unit == "m" else f"{score.low:.3f} – {score.high:.3f}"
     return (
-        f'<div class="card score"><h3>{title}</h3><p class="big">{value}</p>{interval_bar(score.value, score.low, score.high)}'
-        f'<p class="range">95 % interval <b>{score.low:.3f} – {score.high:.3f}</b></p>'
-        f'<p class="hint">{html.escape(hint)}</p></div>'
+        f'<div class="card score"><h3>{html.escape(headline.title)}</h3><p class="big">{value}</p>'
+        f"{interval_bar(score.value, score.low, score.high, headline.end)}"
+        f'<p class="range">95 % interval <b>{ends}</b></p><p class="hint">{html.escape(headline.hint)}</p></div>'
     )
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}<small> %</small>"
+def _words(text: str) -> str:
+    """Escaped; `{ramp}` becomes the colours of a plan, words in backquotes code."""
+    parts = html.escape(text).replace("{ramp}", '<span class="ramp"></span>').split("`")
+    return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
 
 
-def _videos(page: ReportPage) -> str:
+def _videos(page: ReportPage) -> tuple[str, str]:
+    """CSS classes of the gallery, and what is in it."""
     if not page.clips:
-        return '<p class="empty">No videos were asked for: <code>--videos 3</code> shows the best, median and worst episode.</p>'
-    return "".join(_video(clip) for clip in page.clips)
+        return "three", f'<p class="empty">{_words(page.description.videos_hint)}</p>'
+    sizes = [video_size(clip.path) for clip in page.clips]
+    is_wide = sizes[0][0] > _WIDE * sizes[0][1]
+    return "wide" if is_wide else "three", "".join(_video(page, clip, size) for clip, size in zip(page.clips, sizes))
 
 
-def _video(clip: Clip) -> str:
-    episode = clip.episode
+def _video(page: ReportPage, clip: Clip, size: tuple[int, int]) -> str:
+    said = page.description.episodes[page.result.episodes.index(clip.episode)]
     data = base64.b64encode(clip.path.read_bytes()).decode("ascii")
-    label = html.escape(clip.label)
+    label, trace = html.escape(clip.label), said.trace
     return (
         '<figure class="card clip"><video controls autoplay loop muted playsinline preload="auto" tabindex="0" '
-        f'aria-label="{label} episode" src="data:video/mp4;base64,{data}"></video>'
-        f"{sparkline(episode.trajectory.coverage.tolist(), SUCCESS_COVERAGE)}"
-        f'<figcaption><strong>{label}</strong>{_outcome(episode)}<span class="facts">'
-        f"reward {episode.max_reward:.2f} · {episode.steps} steps · seed {episode.seed}</span></figcaption></figure>"
+        f'style="aspect-ratio: {size[0]} / {size[1]}" aria-label="{label} episode" src="data:video/mp4;base64,{data}"></video>'
+        f"{sparkline(trace.values, trace.threshold, trace.high, trace.label)}"
+        f'<figcaption><strong>{label}</strong>{_outcome(said.outcome)}<span class="facts">'
+        f"{html.escape(said.facts)}</span></figcaption></figure>"
     )
 
 
-def _outcome(episode: EpisodeResult) -> str:
-    return '<span class="pill yes">success</span>' if episode.success else '<span class="pill no">time out</span>'
+def _outcome(outcome: Outcome) -> str:
+    return f'<span class="pill {"yes" if outcome.is_good else "no"}">{html.escape(outcome.label)}</span>'
 
 
 def _fans(page: ReportPage) -> str:
     return "".join(
-        f'<figure class="card fan"><img alt="{page.config.fan_samples} chunks at step {fan.step}" src="{_png(fan.picture)}">'
+        f'<figure class="card fan"><img alt="{page.config.fan_samples} chunks at step {fan.step}" src="{_picture(fan.picture)}">'
         f'<figcaption><strong>step {fan.step}</strong><span class="facts">seed {fan.seed}</span></figcaption></figure>'
         for fan in page.fans
     )
 
 
-def _png(picture: UInt8[np.ndarray, "H W 3"]) -> str:
-    buffer = io.BytesIO()
-    # Few flat colours: a palette of 128 halves the file, and nobody sees it.
-    Image.fromarray(picture).quantize(128).save(buffer, "png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+def _picture(picture: UInt8[np.ndarray, "H W 3"]) -> str:
+    """The smaller of two files. Of few flat colours that is a PNG with a palette of 128 of them, of textures a JPEG."""
+    image, files = Image.fromarray(picture), {"png": io.BytesIO(), "jpeg": io.BytesIO()}
+    image.quantize(128).save(files["png"], "png", optimize=True)
+    image.save(files["jpeg"], "jpeg", quality=88, subsampling=0)
+    kind = min(files, key=lambda name: len(files[name].getvalue()))
+    return f"data:image/{kind};base64,{base64.b64encode(files[kind].getvalue()).decode('ascii')}"
 
 
 def _training(metrics: Sequence[Metric]) -> str:
@@ -235,14 +251,14 @@ def _training(metrics: Sequence[Metric]) -> str:
     )
 
 
-def _coverage(result: EvalResult) -> str:
-    values = [e.max_coverage for e in result.episodes]
-    chart = histogram(values, "best coverage of the goal", SUCCESS_COVERAGE, "success")
-    cells = ""
-    for level in _COVERAGE_LEVELS:
-        count = sum(value >= level for value in values)
-        cells += f'<tr><th scope="row">at least {level:.2f}</th><td>{count}</td><td>{100 * count / len(values):.0f} %</td></tr>'
-    head = "<thead><tr><th>best coverage</th><th>episodes</th><th>share</th></tr></thead>"
+def _distribution(d: Distribution) -> str:
+    chart = histogram(d.values, d.label, d.threshold, d.threshold_label, high=d.high, is_lower_better=d.is_lower_better)
+    cells, word = "", "within" if d.is_lower_better else "at least"
+    for level in d.levels:
+        count = sum(value <= level if d.is_lower_better else value >= level for value in d.values)
+        share = f"{100 * count / len(d.values):.0f} %"
+        cells += f'<tr><th scope="row">{word} {level:.2f}{html.escape(d.unit)}</th><td>{count}</td><td>{share}</td></tr>'
+    head = f"<thead><tr><th>{html.escape(d.label)}</th><th>episodes</th><th>share</th></tr></thead>"
     return f'{chart}<div class="scroll"><table class="plain">{head}<tbody>{cells}</tbody></table></div>'
 
 
@@ -277,15 +293,19 @@ def _latency_row(name: str, p: Percentiles) -> str:
     return f"<tr><th scope='row'>{html.escape(name)}</th>{cells}<td>{p.n:,}</td></tr>"
 
 
-def _episode_row(e: EpisodeResult) -> str:
-    bar = f'<span class="meter"><i style="width:{100 * e.max_reward:.1f}%"></i></span>'
-    cells = [
-        (str(e.seed), str(e.seed)),
-        (str(int(e.success)), _outcome(e)),
-        (f"{e.max_reward:.6f}", f"{bar}{e.max_reward:.3f}"),
-        (f"{e.max_coverage:.6f}", f"{e.max_coverage:.3f}"),
-        (f"{e.final_coverage:.6f}", f"{e.final_coverage:.3f}"),
-        (str(e.steps), str(e.steps)),
-        (str(e.clipped_actions), str(e.clipped_actions)),
-    ]
+def _column_head(title: str) -> str:
+    return f'<th><button type="button">{html.escape(title)}</button></th>'
+
+
+def _episode_row(page: ReportPage, index: int) -> str:
+    episode, outcome = page.result.episodes[index], page.description.episodes[index].outcome
+    cells = [(str(episode.seed), str(episode.seed)), (str(int(outcome.is_good)), _outcome(outcome))]
+    cells += [_cell(column, column.values[index]) for column in page.description.columns]
     return "<tr>" + "".join(f'<td data-value="{value}">{text}</td>' for value, text in cells) + "</tr>"
+
+
+def _cell(column: Column, value: float) -> tuple[str, str]:
+    """What it is sorted by, and what it shows."""
+    share = min(max(value, 0.0), 1.0)
+    meter = f'<span class="meter"><i style="width:{100 * share:.1f}%"></i></span>' if column.as_meter else ""
+    return f"{value:.6f}", f"{meter}{format(value, column.format)}"
