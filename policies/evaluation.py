@@ -32,10 +32,11 @@ from kineflow.policies.replay import episode_frames, sample_fan
 from kineflow.policies.report import Clip, Fan, ReportPage, build_report, read_metrics
 from kineflow.policies.rollout import Rollout
 from kineflow.policies.running_episode import Environment, EpisodeResult
-from kineflow.policies.telling import teller
+from kineflow.policies.telling import teller, with_map
 from kineflow.policies.video import encode_video
 
 PLAYBACK_SPEED = 2  # videos play at twice the robot's rate
+_VIDEOS_BYTES = 5_000_000  # of all videos of a page, which then opens from a mail, too
 _FAN_PLACES = (0.0, 0.35, 0.7)  # share of the episode at which chunks are fanned out
 
 
@@ -72,7 +73,7 @@ def evaluate(
             training=read_metrics(run_dir / "metrics.jsonl") if run_dir else (),
             run_config=_text(run_dir / "config.yaml") if run_dir else "",
             clips=_clips(policy.contract, config, result, rollout.envs[0]),
-            fans=_fans(policy, config, result, rollout.envs[0]),
+            fans=_fans(rollout.policy, config, result, rollout),
         )
         result.report.write_text(build_report(page), encoding="utf-8")
     return result
@@ -84,6 +85,7 @@ def evaluation_rollout(policy: Policy, config: EvalConfig) -> Rollout:
     Raises:
         ContractError: the policy does not fit the environment.
     """
+    policy = with_map(policy, config.navigation.loop)
     trial, make_env = config.navigation, environment_factory(config, policy.contract)
     tell = teller(policy, trial.loop, (trial.stop_threshold, trial.stop_consecutive)) if policy.contract.interface.goals else None
     return Rollout(policy, make_env, min(config.num_envs, config.episodes), config.batch, tell)
@@ -135,20 +137,25 @@ def _clips(contract: PolicyContract, config: EvalConfig, result: EvalResult, env
     fps = round(contract.interface.action.rate_hz * PLAYBACK_SPEED)
     for old in (result.out_dir / "videos").glob("*.mp4"):
         old.unlink()
-    clips = []
-    for label, episode in spread_over_ranking(result.episodes, config.videos):
+    clips, chosen = [], spread_over_ranking(result.episodes, config.videos)
+    blind = config.env == "navigation" and config.navigation.loop == "open"
+    for label, episode in chosen:
         path = result.out_dir / "videos" / f"{label.replace(' ', '_')}_{episode.seed}.mp4"
-        encode_video(episode_frames(episode, env, contract.horizons.execution, config.video_size), path, fps)
+        frames = episode_frames(episode, env, contract.horizons.execution, config.video_size, blind)
+        most_kbps = _VIDEOS_BYTES * 8 * fps // (1000 * len(chosen) * (episode.steps + 1))
+        encode_video(frames, path, fps, most_kbps)
         clips.append(Clip(label, episode, path))
     return tuple(clips)
 
 
-def _fans(policy: Policy, config: EvalConfig, result: EvalResult, env: Environment) -> tuple[Fan, ...]:
+def _fans(policy: Policy, config: EvalConfig, result: EvalResult, rollout: Rollout) -> tuple[Fan, ...]:
     median = ranked(result.episodes)[round((len(result.episodes) - 1) / 2)]
     calls = len(median.trajectory.chunks)
     fans = []
     for index in sorted({int(place * calls) for place in _FAN_PLACES}):
-        _, picture = sample_fan(policy, median, index, env, config.fan_samples, config.batch, 2 * config.video_size)
+        _, picture = sample_fan(
+            policy, median, index, rollout.envs[0], config.fan_samples, config.batch, 2 * config.video_size, rollout.tell
+        )
         fans.append(Fan(picture, median.seed, index * policy.contract.horizons.execution))
     return tuple(fans)
 

@@ -87,6 +87,10 @@ class ClipFollower:
     def frame(self) -> int:
         return round(self._place)
 
+    def begin_at(self, frame: int) -> None:
+        """Believe that it is there."""
+        self._place = min(max(float(frame), 0.0), float(self._last))
+
     @property
     def at_end(self) -> bool:
         """Nothing of the clip lies ahead."""

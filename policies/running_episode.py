@@ -43,6 +43,19 @@ class GoalEnvironment(Environment, Protocol):
 
     def declare_stop(self) -> None: ...
 
+    def frame(
+        self,
+        size: int,
+        plans: np.ndarray | None = None,
+        target: np.ndarray | None = None,
+        *,
+        stop_probability: float | None = None,
+        cursor: int | None = None,
+        blind: bool = False,
+    ) -> np.ndarray:
+        """As `Environment.frame`, with what the policy said and believed: see `Trajectory`. `blind`: it sees the clip alone."""
+        ...
+
     def metrics(self) -> Any:
         """Of the episode so far: `envs.navigation.metrics.TripMetrics`."""
         ...

@@ -60,6 +60,11 @@ class Told:
         """The frame of the clip that comes first in what it is told now; 0 without a clip."""
         return self.follower.frame if self.follower else 0
 
+    def believe(self, frame: int) -> None:
+        """It is at that frame of the clip: an episode is taken up where it was."""
+        if self.follower:
+            self.follower.begin_at(frame)
+
     def answered(self, chunk: ActionChunk, row: int) -> None:
         """The policy's answer to the last `goal()` is row `row` of `chunk`."""
         if self.follower and chunk.ahead_s is not None:
