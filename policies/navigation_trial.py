@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from kineflow.contracts import KineflowError, PolicyContract
@@ -61,7 +61,7 @@ class NavigationTrial:
             time_limit_s=self.time_limit_s,
             movers=self.movers,
         )
-        return Navigation(
+        env = Navigation(
             task,
             self.embodiment,
             picture=Picture(sizes[0].height, sizes[0].width) if sizes else Picture(),
@@ -69,6 +69,11 @@ class NavigationTrial:
             told=(self.goal,),
             ends_at_goal=False,
         )
+        # It tells the whole clip, so a window of it has as many frames, and as far apart, as the policy takes.
+        videos = {name: spec for name, spec in goals.items() if spec.kind == "video" and name in env.interface.goals}
+        cut = {n: replace(env.interface.goals[n], frames=v.frames, rate_hz=v.rate_hz) for n, v in videos.items()}
+        env.interface = replace(env.interface, goals={**env.interface.goals, **cut})
+        return env
 
 
 def trip_estimates(trips: Sequence[Any], successes: Sequence[bool], seed: int) -> dict[str, Estimate]:

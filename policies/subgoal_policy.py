@@ -1,97 +1,115 @@
-"""A policy that knows distances, driven along a clip: one call finds every robot's place in its map and answers its next picture.
+"""A policy that knows distances to pictures, as one that is shown a map: it finds its place there and heads for the next picture.
 
-    observations [B] --backbone, once--> features --.
-    followers [B]: pictures of each one's window ---+--> encoder, one row per picture --> distances --> followers
-                                                    `--> rows of the chosen subgoals --> head --> ActionChunk [B]
+    camera [B, T frames] --backbone, once--> features --.
+    map window [B, N pictures, 1 s apart] --------------+--> encoder [B N rows] --> distances [B, N] --> closest, subgoal
+                                                        `--> the subgoals' rows --> head --> ActionChunk [B]
 
-The network that is asked about six pictures at once looks at the camera's frames once, and at the pictures before the episode.
+Pure, like every policy: which part of the map it is shown is up to who remembers (policies/told_by_map.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from kineflow.contracts import ActionChunk, KineflowError, Observation, Policy, SamplingRequest
+from kineflow.contracts import (
+    ActionChunk,
+    ContractError,
+    GoalSpec,
+    KineflowError,
+    Observation,
+    Policy,
+    PolicyContract,
+    SamplingRequest,
+)
 from kineflow.policies.checkpoint import ChunkPolicy
 from kineflow.policies.encoders.goal import GoalVisionEncoder
 from kineflow.policies.encoders.goal_fusion import GoalFusionEncoder
 from kineflow.policies.observed import Observed, observed
 from kineflow.policies.policy import Encoded
 from kineflow.policies.temporal_distance import DistanceHead
-from kineflow.policies.topological_goal import Following, TopologicalFollower
+from kineflow.policies.topological_goal import Following
 
 
-def follows_subgoals(policy: Policy) -> bool:
-    """Does it know distances, so that a `SubgoalPolicy` can drive it along a clip?"""
+def knows_distances(policy: Policy) -> bool:
+    """Can it be driven along a map by a `SubgoalPolicy`?"""
     return isinstance(policy, ChunkPolicy) and policy.network.distance is not None
 
 
 @dataclass(frozen=True)
 class SubgoalPolicy:
-    """`policy` and how it follows clips. Pure: the memory is in the followers, one for each robot and episode."""
+    """`policy` (configs train/navigation_vint, train/navigation_nomad) and how it follows a map."""
 
     policy: ChunkPolicy
     following: Following = field(default_factory=Following)
 
     def __post_init__(self) -> None:
-        if not follows_subgoals(self.policy) or not isinstance(self._encoder, GoalFusionEncoder | GoalVisionEncoder):
+        if not knows_distances(self.policy):
             raise KineflowError(
-                "this policy predicts no distance to a picture, so it cannot find its place among subgoals; train one with "
-                "policy.distance (configs train/navigation_vint, train/navigation_nomad), or show it the video itself"
+                "this policy predicts no distance to a picture, so it cannot find its place among them; train one with "
+                "policy.distance, or show it the video itself"
             )
 
-    def follower(self, clip: UInt8[np.ndarray, "T H W 3"], rate_hz: float) -> TopologicalFollower:
-        """At the beginning of `clip`; a goal image is a clip of one frame. The backbone looks at its nodes here, once."""
-        return TopologicalFollower(clip, rate_hz, self.following, self._look)
+    @property
+    def contract(self) -> PolicyContract:
+        """That of the policy, but its goal video is a window of the map."""
+        contract, (_, video) = self.policy.contract, self._head.names
+        spec = replace(contract.interface.goals[video], frames=self.following.window, rate_hz=1 / self.following.spacing_s)
+        return replace(contract, interface=replace(contract.interface, goals={**contract.interface.goals, video: spec}))
 
     @torch.no_grad()
-    def predict(
-        self, observation: Observation, followers: Sequence[TopologicalFollower], request: SamplingRequest
-    ) -> ActionChunk:
-        """One chunk for each row towards the subgoal of its follower, which this call moves on.
+    def predict(self, observation: Observation, request: SamplingRequest) -> ActionChunk:
+        """As the policy, towards the closest of the goal's pictures, or the one after it where that is close.
 
-        `observation` comes without goals. `distance` of the answer is to the subgoals; `stop_probability` is 1 where a robot has
-        arrived at the end of its clip, else 0.
+        Goals are pictures, or float features of the policy's backbone `[B, N, P, D]`; an image is the window's only picture. Of
+        the answer `ahead_s` says where in the window the closest picture is, `distance` how many steps it is away.
 
         Raises:
-            ContractError: an observation that the policy does not take, or one with a goal.
-            KineflowError: not one follower and one seed for each row.
+            ContractError: as the policy; another number of pictures than the window has; or an image and a video at once.
         """
         network, rows = self.policy.network, len(observation.state)
-        if len(followers) != rows or len(request.seeds) != rows:
-            raise KineflowError(f"{rows} observations, {len(followers)} followers, {len(request.seeds)} seeds; give one per row")
-        if observation.goal or observation.instruction:
-            raise KineflowError("observation has a goal; followers hold the goals here, leave it out")
-        horizons, device = network.config.horizons, network.action_scale.device
-        seen = observed(observation, network.interface, horizons, device, needs_goal=False)
-        asked = [follower.pictures_to_ask() for follower in followers]
-        counts = [len(pictures) for pictures in asked]
-        row = torch.repeat_interleave(torch.arange(rows), torch.tensor(counts)).to(device)
-        condition = self._encoder(self._questions(seen, torch.from_numpy(np.concatenate(asked)).to(device), row))
-        distances = self._head(condition).float().cpu().numpy()
-        for follower, answer in zip(followers, np.split(distances, np.cumsum(counts)[:-1]), strict=True):
-            follower.update(answer)
-        chosen = torch.tensor([f.chosen + first for f, first in zip(followers, np.cumsum(counts) - counts)], device=device)
+        if not observation.goal:
+            return self.policy.predict(observation, request)  # explores, or refuses
+        if len(request.seeds) != rows:
+            raise ContractError(f"{len(request.seeds)} seeds for {rows} observations; give one seed per row")
+        pictures = self._pictures(observation.goal, rows)
+        bare, device = replace(observation, goal={}), network.action_scale.device
+        seen = observed(bare, network.interface, network.config.horizons, device, needs_goal=False)
+        count = pictures.shape[1]
+        condition = self._encoder(self._questions(seen, pictures.flatten(0, 1), count))
+        distances = self._head(condition).float().cpu().numpy().reshape(rows, count)
+        closest, subgoal = self.following.chosen(distances)
+        chosen = torch.from_numpy(np.arange(rows) * count + subgoal).to(device)
         chunk = network.answer(Encoded(condition[chosen], network.units(seen)), observation.stamp_s, request)
-        return replace(chunk, stop_probability=np.array([f.has_arrived for f in followers], np.float32))
+        ahead_s = (self.following.spacing_s * closest).astype(np.float32)
+        return replace(chunk, ahead_s=ahead_s, distance=distances.min(axis=1))
 
-    def _questions(self, seen: Observed, pictures: Float[Tensor, "R P D"], row: Tensor) -> Observed:
-        """Each of `pictures` for the row that asks; the cameras' frames are looked at once."""
-        cameras = {name: self._encoder.features(frames)[row] for name, frames in seen.images.items()}
-        image = self._head.names[0]
-        told = torch.ones(len(row), dtype=torch.bool, device=row.device)
-        return Observed(seen.state[row], cameras, {image: pictures}, {image: told})
+    def _pictures(self, goal: Mapping[str, np.ndarray], rows: int) -> Tensor:
+        """Features of what is to be reached `[B, N, P, D]`."""
+        image, video = self._head.names
+        if len(goal) != 1 or not set(goal) <= {image, video}:
+            raise ContractError(f"goals {sorted(goal)}; on a map give '{video}' or '{image}', one of them")
+        name, value = next(iter(goal.items()))
+        shown = value if name == video else value[:, None]
+        spec: GoalSpec = self.contract.interface.goals[name]
+        pictures, features = (spec.height, spec.width, 3), (self._encoder.frames.tokens, self._encoder.frames.dim)
+        expected = pictures if value.dtype == np.uint8 else features
+        if shown.shape != (rows, max(spec.frames, 1), *expected):
+            raise ContractError(
+                f"observation.goal['{name}'] is {value.dtype} {value.shape}; a map needs {max(spec.frames, 1)} pictures "
+                f"{pictures} or features {features} for each of {rows} rows"
+            )
+        return self._encoder.features(torch.from_numpy(np.ascontiguousarray(shown)).to(self.policy.network.action_scale.device))
 
-    @torch.no_grad()
-    def _look(self, pictures: UInt8[np.ndarray, "K H W 3"]) -> Float[np.ndarray, "K P D"]:
-        device = self.policy.network.action_scale.device
-        return np.asarray(self._encoder.features(torch.from_numpy(pictures).to(device)[:, None])[:, 0].cpu().numpy())
+    def _questions(self, seen: Observed, pictures: Tensor, count: int) -> Observed:
+        """Each of `pictures` for the row that asks; the camera's frames are looked at once."""
+        cameras = {n: self._encoder.features(frames).repeat_interleave(count, 0) for n, frames in seen.images.items()}
+        image, told = self._head.names[0], torch.ones(len(pictures), dtype=torch.bool, device=pictures.device)
+        return Observed(seen.state.repeat_interleave(count, 0), cameras, {image: pictures}, {image: told})
 
     @property
     def _encoder(self) -> GoalFusionEncoder | GoalVisionEncoder:

@@ -12,15 +12,13 @@ no odometry, no time: what the policy sees is all that moves it on. The memory o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 
 from kineflow.contracts import KineflowError
-
-Look = Callable[[np.ndarray], np.ndarray]  # uint8 [K, H, W, 3] -> features [K, P, D]
 
 
 @dataclass(frozen=True)
@@ -42,73 +40,56 @@ class Following:
         if not self.spacing_s > 0 or self.radius < 0 or min(self.close_steps, self.arrived_steps) < 0:
             raise KineflowError(f"{self}: spacing_s must be positive, radius and both thresholds not negative")
 
+    @property
+    def begin_at(self, frame: int) -> None:
+        """The node nearest to that frame is the closest one."""
+        self.closest_node = min(round(frame / self._stride), self.num_nodes - 1)
+
+    def window(self) -> int:
+        """How many pictures are asked about at once."""
+        return 2 * self.radius + 2
+
+    def chosen(self, distances: Float[np.ndarray, "B N"]) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
+        """Of windows with these predicted distances: the closest picture, and the one to head for."""
+        closest = distances.argmin(axis=-1)
+        is_close = distances.min(axis=-1) < self.close_steps
+        return closest, np.minimum(closest + is_close, distances.shape[-1] - 1)
+
 
 class TopologicalFollower:
-    """The place of one robot in one clip; a goal image is a clip of one frame.
+    """The place of one robot in a clip of `length` frames at `rate_hz`; a goal image is a clip of one frame."""
 
-    `look` turns the pictures of the nodes, all at once, into what a policy is asked with in their place.
-    """
-
-    def __init__(
-        self, clip: UInt8[np.ndarray, "T H W 3"], rate_hz: float, following: Following | None = None, look: Look | None = None
-    ) -> None:
-        """`rate_hz`: of the clip. Raises KineflowError for a clip without frames, or a rate that is not positive."""
-        if clip.ndim != 4 or len(clip) == 0 or not rate_hz > 0:
-            raise KineflowError(
-                f"a map of a clip {list(clip.shape)} at {rate_hz:g} frames/s; give frames [T, H, W, 3] and a rate"
-            )
-        self.following = following or Following()
-        self.frames = nodes(len(clip), rate_hz, self.following.spacing_s)
-        self._pictures = clip[self.frames]
-        self._asked = self._pictures if look is None else look(self._pictures)
-        self.closest_node = self.chosen = 0
-        self.distance = np.inf  # predicted steps to the closest node
-        self.subgoal_node = min(1, self.num_nodes - 1)
+    def __init__(self, length: int, rate_hz: float, following: Following | None = None) -> None:
+        if length < 1 or not rate_hz > 0:
+            raise KineflowError(f"a map of a clip of {length} frames at {rate_hz:g} Hz; both must be positive")
+        self.following, self._last = following or Following(), length - 1
+        self._stride = max(self.following.spacing_s * rate_hz, 1.0)
+        self.closest_node, self.distance = 0, math.inf  # steps to the closest node
 
     @property
     def num_nodes(self) -> int:
-        return len(self.frames)
+        return 1 + math.ceil(self._last / self._stride)
 
     @property
-    def window(self) -> tuple[int, int]:
-        """First and last node that are asked about now."""
-        radius = self.following.radius
-        return max(self.closest_node - radius, 0), min(self.closest_node + radius + 1, self.num_nodes - 1)
+    def frame(self) -> int:
+        """Of the closest node."""
+        return int(self.frames_of(np.array([self.closest_node]))[0])
 
-    def pictures_to_ask(self) -> np.ndarray:
-        """Those of the window, nearest to the clip's beginning first: uint8 [N, H, W, 3], or features of them [N, P, D]."""
-        first, last = self.window
-        return self._asked[first : last + 1]
+    def frames_of(self, nodes: Int64[np.ndarray, "N"]) -> Int64[np.ndarray, "N"]:
+        """Their frames of the clip."""
+        frames: Int64[np.ndarray, "N"] = np.minimum(np.rint(self._stride * nodes), self._last).astype(np.int64)
+        return frames
 
-    def update(self, distances: Float[np.ndarray, "N"]) -> None:
-        """Predicted steps to each of `pictures_to_ask`. Raises KineflowError for another number of them, or one not finite."""
-        first, last = self.window
-        if distances.shape != (last - first + 1,) or not np.isfinite(distances).all():
-            raise KineflowError(
-                f"distances {np.array2string(distances, precision=2)} for nodes {first} .. {last}; give a finite one for each of "
-                "pictures_to_ask()"
-            )
-        nearest = int(distances.argmin())
-        self.closest_node, self.distance = first + nearest, float(distances[nearest])
-        self.subgoal_node = min(self.closest_node + (self.distance < self.following.close_steps), last)
-        self.chosen = self.subgoal_node - first
+    def window(self) -> Int64[np.ndarray, "N"]:
+        """The nodes to ask about now; beyond the ends of the clip the first or the last one repeats."""
+        around = self.closest_node - self.following.radius + np.arange(self.following.window)
+        return np.clip(around, 0, self.num_nodes - 1)
 
-    @property
-    def subgoal(self) -> UInt8[np.ndarray, "H W 3"]:
-        """The picture to reach now."""
-        picture: UInt8[np.ndarray, "H W 3"] = self._pictures[self.subgoal_node]
-        return picture
+    def answered(self, closest: int, distance: float) -> None:
+        """Of `window()`, picture number `closest` is the closest one, `distance` steps away."""
+        self.closest_node, self.distance = int(self.window()[closest]), distance
 
     @property
     def has_arrived(self) -> bool:
-        """As far as the last update could tell; one update may err, so ask for several in a row before stopping."""
+        """As far as the last answer tells; one answer may err, so wait for several in a row."""
         return self.closest_node == self.num_nodes - 1 and self.distance < self.following.arrived_steps
-
-
-def nodes(frames: int, rate_hz: float, spacing_s: float) -> Int64[np.ndarray, "K"]:
-    """Which frames of a clip are nodes: every `spacing_s` from the first on, and the last, which takes the place of one that is
-    nearer to it than half of that."""
-    chosen = np.unique(np.rint(np.arange(0, frames - 1, max(spacing_s * rate_hz, 1.0))).astype(np.int64))
-    if len(chosen) > 1 and frames - 1 - chosen[-1] < 0.5 * spacing_s * rate_hz:
-        chosen = chosen[:-1]
-    return np.append(chosen, frames - 1)

@@ -44,7 +44,8 @@ MOST_CELLS = 64  # of a frame that is compared part by part: the comparison grow
 class GoalVision:
     """Encoder configuration. `embodiments` names the dimensions of the state that are the one-hot of the robot's body.
 
-    `camera` is whose frames the goals are compared with (empty: the only one). All tokens have the width `token`, also `state`.
+    `camera` is whose frames the goals are compared with (empty: the only one). Without any camera a goal video is all there is to
+    see, and its frames are compared with its first one (visual odometry). All tokens have the width `token`, also `state`.
     """
 
     frames: FrameConfig = field(default_factory=lambda: SmallViT(grid=3))
@@ -59,7 +60,7 @@ class GoalVision:
     matching: int = 32  # features in which parts are compared
     depth: int = 2  # of self-attention among the tokens
     mlp_ratio: float = 4.0  # of the layers there: hidden units per channel
-    goal_dropout: float = 0.0  # share of a row's goals hidden while training, where it has several; one is always left (1: only one)
+    goal_dropout: float = 0.0  # share of a row's goals hidden in training, where it has several; one is always left (1: only one)
     state: State = field(default_factory=lambda: State(width=128, depth=2, token=192))
 
     def __post_init__(self) -> None:
@@ -86,10 +87,11 @@ class GoalVision:
     ) -> GoalVisionEncoder:
         """Raises KineflowError for names, widths or kinds of goals that do not fit."""
         goals = goals or {}
-        if self.camera not in cameras and (self.camera or len(cameras) != 1):
+        blind = not cameras and not self.camera and [goal.kind for goal in goals.values()] == ["video"]
+        if self.camera not in cameras and (self.camera or len(cameras) != 1) and not blind:
             raise KineflowError(
                 f"GoalVision.camera is '{self.camera}', policy.cameras names {sorted(cameras)}; name the one that sees what the "
-                "goals show"
+                "goals show, or none where a video is the only goal"
             )
         if strange := sorted(name for name, goal in goals.items() if goal.kind not in ("image", "video", "instruction")):
             raise KineflowError(
@@ -144,7 +146,7 @@ class GoalVisionEncoder(nn.Module):
         super().__init__()
         width, heads = config.token, config.attention_heads
         self.config, self.goals, self.rates = config, dict(goals), {name: cameras[name].rate_hz for name in sorted(cameras)}
-        self.camera = config.camera or next(iter(cameras))
+        self.camera = config.camera or next(iter(cameras), None)
         self.body = _body(config.embodiments, spec)
         self.words_of = next((name for name, goal in sorted(goals.items()) if goal.kind == "instruction"), None)
         self.frames = config.frames.build()
@@ -184,12 +186,13 @@ class GoalVisionEncoder(nn.Module):
     def forward(self, observed: Observed) -> Float[Tensor, "B N D"]:
         rows, told = len(observed.state), self._told(observed)
         seen = {name: self.features(observed.images[name]) for name in self.rates}
-        live, parts = seen[self.camera][:, -1], {}
+        live, parts = seen[self.camera][:, -1] if self.camera else None, {}
         if self.embodiment is not None:
             body = observed.state[:, -1, self.body]
             parts["embodiment"] = torch.cat([body, self.embodiment(body)], dim=-1)[:, None]
         if self.words_of:
             words, hears = self._words(observed, rows), told[self.words_of]
+            assert live is not None  # words need a camera
             parts["similarity"] = self.resemblance(live, words, hears.to(live.dtype))
             parts[f"goal_{self.words_of}"] = self.words(F.rms_norm(words, words.shape[-1:], eps=1e-6))[:, None]
         if self.state is not None:
@@ -241,9 +244,10 @@ class GoalVisionEncoder(nn.Module):
         tokens = self.tokens(features, (steps - steps[-1]) / rate_hz)
         return torch.cat([tokens[:, :-1].mean(dim=2), tokens[:, -1]], dim=1)
 
-    def _shown(self, frames: Tensor, goal: GoalSpec, live: Float[Tensor, "B P F"]) -> Float[Tensor, "B N D"]:
+    def _shown(self, frames: Tensor, goal: GoalSpec, live: Float[Tensor, "B P F"] | None) -> Float[Tensor, "B N D"]:
         assert self.pooling is not None
         features = self.features(frames if goal.kind == "video" else frames[:, None])
+        live = features[:, 0] if live is None else live
         steps = torch.arange(features.shape[1], device=features.device, dtype=torch.float32)
         offsets_s = steps / goal.rate_hz if goal.kind == "video" else steps
         pooled = self.pooling(self.tokens(features, offsets_s).flatten(1, 2))
