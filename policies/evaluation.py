@@ -61,7 +61,7 @@ def evaluate(
     (out_dir / "videos").mkdir(parents=True, exist_ok=True)
     manifest = _manifest(policy.contract, config)
     (out_dir / "manifest.json").write_text(to_json(manifest))
-    (out_dir / "results.jsonl").write_text("".join(json.dumps(_row(e), allow_nan=False) + "\n" for e in result.episodes))
+    (out_dir / "results.jsonl").write_text("".join(json.dumps(episode_row(e), allow_nan=False) + "\n" for e in result.episodes))
     with console.status("drawing videos and report"):
         page = ReportPage(
             name=run_dir.name if run_dir else config.name,
@@ -176,7 +176,7 @@ def _manifest(contract: PolicyContract, config: EvalConfig) -> dict[str, Any]:
     }
 
 
-def _row(episode: EpisodeResult) -> dict[str, Any]:
+def episode_row(episode: EpisodeResult) -> dict[str, Any]:
     return {
         "seed": episode.seed,
         "success": episode.success,
