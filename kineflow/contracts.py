@@ -45,7 +45,11 @@ CLOCK = "t=0 noise, t=1 data"
 
 @dataclass(frozen=True)
 class Observation:
-    """What the policy sees, over the last `T` observation steps, oldest first. `*B` is any batch shape."""
+    """What the policy sees, over the last `T` observation steps, oldest first. `*B` is any batch shape.
+
+    In place of frames `[..., H, W, 3]`, of images or goals, a policy with a frozen backbone also takes float16 features of them
+    `[..., P, D]`: a goal need not be looked at more than once (`kineflow.policies.telling.backbone_of`).
+    """
 
     state: Float[np.ndarray, "*B T S"]
     stamp_s: Float[np.ndarray, "*B T"]

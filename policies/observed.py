@@ -77,7 +77,7 @@ def observed(
         if name not in observation.images:
             raise ContractError(f"observation.images has no '{name}' (it has {sorted(observation.images)}); the policy needs it")
         frames, expected = observation.images[name], (rows, horizons.observation, camera.height, camera.width, 3)
-        if frames.shape != expected or frames.dtype != np.uint8:
+        if not _are_features(frames, expected) and (frames.shape != expected or frames.dtype != np.uint8):
             raise ContractError(
                 f"observation.images['{name}'] is {frames.dtype} {frames.shape}, the policy needs uint8 {expected}; resize it"
             )
@@ -138,7 +138,14 @@ def with_goals(seen: Observed, goals: GoalBatch | None, device: torch.device) ->
     return Observed(seen.state, seen.images, values, given, goals.instruction)
 
 
+def _are_features(frames: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Features `[..., P, D]` in place of as many frames `[..., H, W, 3]`; the encoder knows its P and D."""
+    return frames.dtype == np.float16 and frames.ndim == len(shape) - 1 and frames.shape[:-2] == shape[:-3]
+
+
 def _checked_goal(name: str, goal: np.ndarray, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    if dtype == np.uint8 and _are_features(goal, shape):
+        return goal
     if goal.shape != shape or goal.dtype != dtype:
         raise ContractError(
             f"observation.goal['{name}'] is {goal.dtype} {goal.shape}, the policy needs {dtype} {shape}; convert it"
