@@ -41,10 +41,6 @@ class Following:
             raise KineflowError(f"{self}: spacing_s must be positive, radius and both thresholds not negative")
 
     @property
-    def begin_at(self, frame: int) -> None:
-        """The node nearest to that frame is the closest one."""
-        self.closest_node = min(round(frame / self._stride), self.num_nodes - 1)
-
     def window(self) -> int:
         """How many pictures are asked about at once."""
         return 2 * self.radius + 2
@@ -79,6 +75,10 @@ class TopologicalFollower:
         """Their frames of the clip."""
         frames: Int64[np.ndarray, "N"] = np.minimum(np.rint(self._stride * nodes), self._last).astype(np.int64)
         return frames
+
+    def begin_at(self, frame: int) -> None:
+        """The node nearest to that frame is the closest one."""
+        self.closest_node = min(round(frame / self._stride), self.num_nodes - 1)
 
     def window(self) -> Int64[np.ndarray, "N"]:
         """The nodes to ask about now; beyond the ends of the clip the first or the last one repeats."""
