@@ -26,6 +26,8 @@ from kineflow.policies.encoders.colours import Colours
 from kineflow.policies.encoders.dinov2 import DINOv2
 from kineflow.policies.encoders.efficientnet_lite import EfficientNetLite
 from kineflow.policies.encoders.flow_features import LucasKanade
+from kineflow.policies.encoders.flow_net import FlowNet
+from kineflow.policies.encoders.flow_peers import DIS, RAFT
 from kineflow.policies.encoders.goal_tokens import Comparison, FrameTokens, Mixing, Similarity, TemporalPooling
 from kineflow.policies.encoders.resnet_gn import ResNetGN
 from kineflow.policies.encoders.small_vit import SmallViT
@@ -36,7 +38,7 @@ from kineflow.policies.observed import Observed
 # The registries of `kind:` in configs.
 FrameConfig: TypeAlias = DINOv2 | CLIPImage | SmallViT | ResNetGN | EfficientNetLite | Colours
 TextConfig: TypeAlias = CLIPText | StaticWords | HashedWords
-FlowConfig: TypeAlias = LucasKanade
+FlowConfig: TypeAlias = FlowNet | LucasKanade | DIS | RAFT
 MOST_CELLS = 64  # of a frame that is compared part by part: the comparison grows with the square
 
 
@@ -205,7 +207,7 @@ class GoalVisionEncoder(nn.Module):
         tokens = torch.cat([self._part(part, parts.get(part), told, rows) for part in self.layout], dim=1)
         for block in self.mixing:
             tokens = block(tokens)
-        plain, rest = tokens[:, : self.plain], tokens[:, self.plain :]
+        plain, rest = tokens.split([self.plain, tokens.shape[1] - self.plain], dim=1)
         return torch.cat([plain, F.rms_norm(rest, rest.shape[-1:])], dim=1)
 
     def features(self, frames: Tensor) -> Float[Tensor, "B L P F"]:
@@ -250,7 +252,8 @@ class GoalVisionEncoder(nn.Module):
         live = features[:, 0] if live is None else live
         steps = torch.arange(features.shape[1], device=features.device, dtype=torch.float32)
         offsets_s = steps / goal.rate_hz if goal.kind == "video" else steps
-        pooled = self.pooling(self.tokens(features, offsets_s).flatten(1, 2))
+        parts, places = self.tokens.parts(features).flatten(1, 2), self.tokens.offsets(offsets_s).flatten(0, 1)
+        pooled = self.pooling(parts, self.tokens.matrix(), places)
         return pooled if self.comparison is None else torch.cat([pooled, self.comparison(live, features, offsets_s)], dim=1)
 
     def _part(self, name: str, tokens: Tensor | None, told: Mapping[str, Tensor], rows: int) -> Float[Tensor, "B N D"]:

@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kineflow.policies.attention import attention
-
 Cells = Float[Tensor, "B L P F"]  # features of P parts of each of L frames
 
 
@@ -29,9 +27,19 @@ class FrameTokens(nn.Module):
         self.time = nn.Linear(2 * WAVES, width, bias=False)
 
     def forward(self, features: Cells, offsets_s: Float[Tensor, "L"]) -> Float[Tensor, "B L P W"]:
-        look, motion = features[..., : self.dim], features[..., self.dim :]
-        tokens: Tensor = self.look(F.rms_norm(look, (self.dim,))) + self.place + self.time(as_waves(offsets_s))[:, None]
-        return tokens if self.motion is None else tokens + self.motion(motion)
+        return F.linear(self.parts(features), self.matrix()) + self.offsets(offsets_s)
+
+    def parts(self, features: Cells) -> Cells:
+        """What a token is linear in: `parts @ matrix.T + offsets`."""
+        look = F.rms_norm(features[..., : self.dim], (self.dim,))
+        return look if self.motion is None else torch.cat([look, features[..., self.dim :]], dim=-1)
+
+    def matrix(self) -> Float[Tensor, "W F"]:
+        return self.look.weight if self.motion is None else torch.cat([self.look.weight, self.motion.weight], dim=1)
+
+    def offsets(self, offsets_s: Float[Tensor, "L"]) -> Float[Tensor, "L P W"]:
+        """What place and time add."""
+        return self.look.bias + self.place + self.time(as_waves(offsets_s))[:, None]  # type: ignore[no-any-return]
 
 
 WAVES = 8
@@ -54,17 +62,20 @@ class TemporalPooling(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, tokens: Float[Tensor, "B M W"]) -> Float[Tensor, "B Q W"]:
-        """As attention with keys and values of every part, but the queries, which are the same for all rows, meet the inputs of
-        the keys, and values are taken of the averages: M >> Q vectors need no projection. A bias of the keys would change
-        nothing: it has no gradient.
+    def forward(
+        self, parts: Float[Tensor, "B M F"], matrix: Float[Tensor, "W F"], offsets: Float[Tensor, "M W"]
+    ) -> Float[Tensor, "B Q W"]:
+        """As attention to the tokens `parts @ matrix.T + offsets`, of which there are so many that they are not written down.
+
+        The queries are the same for all rows, so they meet the inputs of the keys, and values are taken of the averages. A bias
+        of the keys would change nothing: it has no gradient.
         """
-        x = F.rms_norm(tokens, tokens.shape[-1:])
-        key, value = (part.unflatten(0, (self.heads, -1)) for part in self.key_value.weight.chunk(2))  # [K, E, W]
+        key, value = (half.unflatten(0, (self.heads, -1)) for half in self.key_value.weight.chunk(2))  # [K, E, W]
         query = self.queries.unflatten(1, (self.heads, -1)) * key.shape[1] ** -0.5
         asked = torch.einsum("qke,kew->kqw", query, key).flatten(0, 1)
-        share = torch.softmax(F.linear(x, asked), dim=1)  # [B, M, K Q]
-        seen = torch.einsum("bkqw,kew->bqke", (share.transpose(1, 2) @ x).unflatten(1, (self.heads, -1)), value)
+        share = torch.softmax(F.linear(parts, asked @ matrix) + F.linear(offsets, asked), dim=1).transpose(1, 2)  # [B, K Q, M]
+        average = F.linear(share @ parts, matrix) + share @ offsets
+        seen = torch.einsum("bkqw,kew->bqke", average.unflatten(1, (self.heads, -1)), value)
         return self.out(seen.flatten(2) + self.key_value.bias.chunk(2)[1])  # type: ignore[no-any-return]
 
 
@@ -86,9 +97,12 @@ class Comparison(nn.Module):
     def forward(self, live: Float[Tensor, "B P F"], goal: Cells, offsets_s: Float[Tensor, "G"]) -> Float[Tensor, "B G W"]:
         here, there = (F.normalize(self.look(F.rms_norm(x[..., : self.dim], (self.dim,))), dim=-1) for x in (live, goal))
         cosines = torch.einsum("bpc,bgqc->bgpq", here, there)
-        # Unit vectors of c numbers, each about 1 / sqrt(c): brought to the size of the cosines.
-        looks = math.sqrt(here.shape[-1]) * torch.stack([here[:, None].expand_as(there), there], dim=2)
-        hidden = self.inputs(torch.cat([cosines.flatten(2), looks.flatten(2)], dim=-1))
+        # The layer's inputs are the cosines, then what both look like: unit vectors of c numbers, each about 1 / sqrt(c), brought
+        # to the size of the cosines. The live frame is the same beside all goal frames.
+        size = math.sqrt(here.shape[-1])
+        of_cosines, of_here, of_there = self.inputs.weight.split([cosines[0, 0].numel(), *2 * (here[0].numel(),)], dim=1)
+        live_part = F.linear(size * here.flatten(1), of_here, self.inputs.bias)[:, None]
+        hidden = F.linear(cosines.flatten(2), of_cosines) + F.linear(size * there.flatten(2), of_there) + live_part
         return self.outputs(F.silu(hidden + self.time(as_waves(offsets_s))))  # type: ignore[no-any-return]
 
 
@@ -138,10 +152,10 @@ class Mixing(nn.Module):
             nn.init.zeros_(last.bias)
 
     def forward(self, tokens: Float[Tensor, "B N W"]) -> Float[Tensor, "B N W"]:
-        kept, x = tokens[:, : self.kept], tokens[:, self.kept :]
+        kept, x = tokens.split([self.kept, tokens.shape[1] - self.kept], dim=1)  # a slice costs a whole gradient of zeros
         normed = F.rms_norm(tokens, tokens.shape[-1:])
         key, value = (_split(part, self.heads) for part in self.key_value(normed).chunk(2, dim=-1))
-        seen = attention(_split(self.query(normed[:, self.kept :]), self.heads), key, value)
+        seen = F.scaled_dot_product_attention(_split(self.query(normed[:, self.kept :]), self.heads), key, value)
         x = x + self.out(seen.transpose(1, 2).flatten(2))
         return torch.cat([kept, x + self.mlp(F.rms_norm(x, x.shape[-1:]))], dim=1)
 

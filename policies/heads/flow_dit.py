@@ -23,7 +23,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kineflow.contracts import KineflowError
-from kineflow.policies.attention import attention
 from kineflow.policies.heads.dit import modulate
 from kineflow.policies.heads.embedding import TimeEmbedding, rotated, rotation
 
@@ -36,6 +35,8 @@ class FlowDiT:
     """Head configuration. `embodiments` above 1: token 0 of the condition begins with the one-hot of that many bodies.
 
     `patch` neighbouring actions form one token: training costs that much less, and the horizon must be a multiple of it.
+    `shared_keys`: all blocks look at the same keys and values of the condition, with queries and outputs of their own; with
+    dozens of tokens beside a few of actions those cost as much as the blocks.
     """
 
     width: int = 192
@@ -43,6 +44,7 @@ class FlowDiT:
     attention_heads: int = 4
     mlp_ratio: float = 4.0
     patch: int = 1
+    shared_keys: bool = False
     dropout: float = 0.0
     embodiments: int = 1
 
@@ -87,7 +89,7 @@ class FlowDiTHead(nn.Module):
         self.token_identity = nn.Parameter(0.02 * torch.randn(count, width))  # which goal, which cell, which robot
         self.condition_summary = nn.Linear(width, SUMMARY)
         self.condition_signal = nn.Linear(count * SUMMARY, width)
-        self.condition_kv = nn.Linear(width, config.depth * 2 * width)  # of all blocks at once
+        self.condition_kv = nn.Linear(width, (1 if config.shared_keys else config.depth) * 2 * width)  # of all blocks at once
         self.modulation = nn.Linear(width, 9 * width)
         self.block_modulation = nn.Parameter(torch.zeros(config.depth, 9 * width))
         self.blocks = nn.ModuleList(FlowDiTBlock(config) for _ in range(config.depth))
@@ -119,10 +121,11 @@ class FlowDiTHead(nn.Module):
         config = self.config
         # Not normalised: encoders do that, and the length of a token that holds plain numbers is what it says.
         given = self.condition_in(condition) + self.token_identity  # [B, N, W]
-        parts = [_heads(part, config.attention_heads) for part in self.condition_kv(given).chunk(2 * config.depth, dim=-1)]
+        parts = [_heads(part, config.attention_heads) for part in self.condition_kv(given).split(config.width, dim=-1)]
+        key_value = tuple(zip(parts[::2], parts[1::2]))
         signal = self.condition_signal(self.condition_summary(given).flatten(1))[:, None]
         body = condition[:, 0, : config.embodiments] if config.embodiments > 1 else None
-        return Prepared(tuple(zip(parts[::2], parts[1::2])), signal, body)
+        return Prepared(key_value * config.depth if config.shared_keys else key_value, signal, body)
 
     def answer(
         self,
@@ -183,7 +186,7 @@ class FlowDiTBlock(nn.Module):
         self.among_out = nn.Linear(width, width)
         self.query = nn.Linear(width, width)
         self.across_out = nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Dropout(config.dropout), nn.Linear(hidden, width))
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Dropout(config.dropout), nn.Linear(hidden, width))
 
     def forward(
         self,
@@ -201,7 +204,7 @@ class FlowDiTBlock(nn.Module):
         heads = self.attention_heads
         turned, value = _heads(self.qkv(x), 3 * heads).split([2 * heads, heads], dim=1)
         query, key = rotated(turned, *turn).chunk(2, dim=1)
-        out = attention(query, key, value)
+        out = F.scaled_dot_product_attention(query, key, value)
         return self.among_out(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _across(self, x: Float[Tensor, "B T W"], key_value: tuple[Tensor, Tensor]) -> Float[Tensor, "B T W"]:
@@ -209,7 +212,7 @@ class FlowDiTBlock(nn.Module):
         # sequence: they do not see each other.
         rows, (_, heads, _, size) = len(x), key_value[0].shape
         query = self.query(x).reshape(-1, len(key_value[0]), x.shape[1], heads, size).permute(1, 3, 0, 2, 4).flatten(2, 3)
-        out = attention(query, *key_value).unflatten(2, (-1, x.shape[1]))
+        out = F.scaled_dot_product_attention(query, *key_value).unflatten(2, (-1, x.shape[1]))
         return self.across_out(out.permute(2, 0, 3, 1, 4).reshape(rows, x.shape[1], -1))  # type: ignore[no-any-return]
 
 

@@ -409,6 +409,18 @@ def test_training_shares_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows == [5]
 
 
+def test_shared_keys() -> None:
+    """One set of keys and values, which every block looks at in its own way."""
+    shared, (x, t, condition) = head(replace(SMALL, shared_keys=True)), inputs()
+    prepared = shared.prepare(condition)
+    assert len(prepared.key_value) == SMALL.depth
+    assert all(pair is prepared.key_value[0] for pair in prepared.key_value)
+    own = sum(p.numel() for p in head().parameters())
+    assert own - sum(p.numel() for p in shared.parameters()) == (SMALL.depth - 1) * 2 * SMALL.width * (SMALL.width + 1)
+    shared(x, t, condition).square().sum().backward()
+    assert [name for name, p in shared.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
+
+
 def test_patches_of_actions() -> None:
     """Half as many tokens; each action still has its own place and its own time."""
     patched, (x, t, condition) = head(replace(SMALL, patch=2)), inputs()
@@ -538,7 +550,12 @@ EFFICIENT, LIKE_DINO = EfficientNetLite(128, 4, weights="random"), SmallViT(size
 
 @pytest.mark.parametrize(
     ("name", "millions", "frames"),
-    [("navigation_flow", 5, EFFICIENT), ("navigation_diffusion", 5, EFFICIENT), ("navigation_flow_43m", 43, LIKE_DINO)],
+    [
+        ("navigation_flow", 5, EFFICIENT),
+        ("navigation_flow_small", 2, EFFICIENT),
+        ("navigation_diffusion", 5, EFFICIENT),
+        ("navigation_flow_43m", 43, LIKE_DINO),
+    ],
 )
 def test_shipped_sizes(name: str, millions: float, frames: EfficientNetLite | SmallViT) -> None:
     """Without the frozen backbones, for which stand-ins of the same width are built here: no weights are fetched."""

@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from kineflow.contracts import CameraSpec, GoalSpec, KineflowError, VectorSpec
-from kineflow.policies.attention import attention
 from kineflow.policies.encoders.colours import Colours
 from kineflow.policies.encoders.flow_features import LucasKanade
 from kineflow.policies.encoders.goal import GoalVision, GoalVisionEncoder, OtherFeatures
-from kineflow.policies.encoders.goal_tokens import Comparison, Mixing, Similarity, TemporalPooling, as_waves
+from kineflow.policies.encoders.goal_tokens import Comparison, FrameTokens, Mixing, Similarity, TemporalPooling, as_waves
 from kineflow.policies.encoders.state import State
 from kineflow.policies.encoders.static_words import HashedWords
 from kineflow.policies.observed import Observed
@@ -274,32 +273,50 @@ def test_similarity_says_cosines() -> None:
 def test_pooling_is_an_average_over_time() -> None:
     """Of equal frames it gives what it gives of one, and it cannot tell their order by itself (their times do)."""
     torch.manual_seed(0)
-    pooling, tokens = TemporalPooling(16, 2, 3), torch.randn(2, 5, 16)
-    torch.testing.assert_close(pooling(tokens.repeat(1, 4, 1)), pooling(tokens), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(pooling(tokens.flip(1)), pooling(tokens), rtol=1e-4, atol=1e-5)
+    pooling, tokens, same, nothing = TemporalPooling(16, 2, 3), torch.randn(2, 5, 16), torch.eye(16), torch.zeros(20, 16)
+    once = pooling(tokens, same, nothing[:5])
+    torch.testing.assert_close(pooling(tokens.repeat(1, 4, 1), same, nothing), once, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(pooling(tokens.flip(1), same, nothing[:5]), once, rtol=1e-4, atol=1e-5)
     waves = as_waves(torch.arange(16) / 4)
     assert (torch.cdist(waves, waves) + torch.eye(16)).min() > 0.1  # 16 frames at 4 Hz are told apart
 
 
-def test_pooling_is_attention_with_the_queries() -> None:
-    """The same numbers, and gradients, as keys and values of every part and a fused kernel."""
+def test_pooling_is_attention_to_the_tokens() -> None:
+    """The same numbers, and gradients, as tokens that are written down, keys and values of each, and a fused kernel."""
     torch.manual_seed(0)
-    pooling, tokens = TemporalPooling(16, 2, 3), torch.randn(4, 7, 16, requires_grad=True)
-    key, value = pooling.key_value(F.rms_norm(tokens, (16,))).unflatten(-1, (2, 2, 8)).permute(2, 0, 3, 1, 4)
+    pooling, parts = TemporalPooling(16, 2, 3), torch.randn(4, 7, 10, requires_grad=True)
+    matrix, offsets = torch.randn(16, 10, requires_grad=True), torch.randn(7, 16, requires_grad=True)
+    tokens = parts @ matrix.T + offsets
+    key, value = pooling.key_value(tokens).unflatten(-1, (2, 2, 8)).permute(2, 0, 3, 1, 4)
     query = pooling.queries.unflatten(-1, (2, 8)).transpose(0, 1).expand(4, -1, -1, -1)
     expected = pooling.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
-    torch.testing.assert_close(pooling(tokens), expected, rtol=1e-4, atol=1e-5)
-    known = (tokens, pooling.queries, pooling.key_value.weight, pooling.key_value.bias)
-    found = torch.autograd.grad(pooling(tokens).square().sum(), known)
+    answer = pooling(parts, matrix, offsets)
+    torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
+    known = (parts, matrix, offsets, pooling.queries, pooling.key_value.weight, pooling.key_value.bias)
+    found = torch.autograd.grad(answer.square().sum(), known)
     for mine, theirs in zip(found, torch.autograd.grad(expected.square().sum(), known)):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("keys", [5, 200])
-def test_attention_is_the_fused_kernel(keys: int) -> None:
+@pytest.mark.parametrize("flow", [0, 2])
+def test_tokens_are_linear_in_their_parts(flow: int) -> None:
     torch.manual_seed(0)
-    query, key, value = torch.randn(2, 3, 4, 8), torch.randn(2, 3, keys, 8), torch.randn(2, 3, keys, 8)
-    torch.testing.assert_close(attention(query, key, value), F.scaled_dot_product_attention(query, key, value))
+    layer, features, offsets_s = FrameTokens(5, flow, 4, 16), torch.randn(2, 3, 4, 5 + flow), torch.tensor([0.0, 0.5, 1.0])
+    tokens = layer.look(F.rms_norm(features[..., :5], (5,))) + layer.place + layer.time(as_waves(offsets_s))[:, None]
+    if layer.motion is not None:
+        tokens = tokens + layer.motion(features[..., 5:])
+    torch.testing.assert_close(layer(features, offsets_s), tokens, rtol=1e-4, atol=1e-5)
+
+
+def test_comparison_is_one_layer_of_cosines_and_looks() -> None:
+    torch.manual_seed(0)
+    layer, live, goal = Comparison(5, 4, 3, 16), torch.randn(2, 4, 5), torch.randn(2, 6, 4, 5)
+    here, there = (F.normalize(layer.look(F.rms_norm(x, (5,))), dim=-1) for x in (live, goal))
+    cosines = torch.einsum("bpc,bgqc->bgpq", here, there)
+    looks = 3**0.5 * torch.stack([here[:, None].expand_as(there), there], dim=2)
+    hidden = layer.inputs(torch.cat([cosines.flatten(2), looks.flatten(2)], dim=-1))
+    expected = layer.outputs(F.silu(hidden + layer.time(as_waves(torch.arange(6.0)))))
+    torch.testing.assert_close(layer(live, goal, torch.arange(6.0)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_words_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
