@@ -38,7 +38,7 @@ def describe_navigation(config: EvalConfig, result: EvalResult) -> Description:
             unit=" m",
         ),
         videos="Replays at twice the speed of the robot: its live view, what it is told, what the policy sees, a map. The "
-        "plan is drawn from {ramp}now to its end, on the ground, or 0.4 m below a camera that is high above it. On the map the "
+        "plan is drawn from {ramp}now to its end, 0.3 m below the camera, and as seen from above on the map, where the "
         "reference way is dashed, the way driven blue, the region of success green, a touch a cross. Below each: the distance to "
         "the goal over time, which the policy never sees.",
         fans="Chunks of commands sampled from one observation with different noise, at three moments of the median episode. A "

@@ -1,8 +1,8 @@
-"""Chunks of commands drawn onto the ground of a camera's picture: where the body would go, and when.
+"""Chunks of commands drawn into a camera's picture, on a level plane: where the body would go, and when.
 
     commands [H, 4]  --integrate-->  places x, y, z, yaw in the body's frame  --to_world-->  points  --project-->  pixels
 
-A plan is a ribbon on the ground that perspective makes narrow; colour says when (violet: now, orange: the chunk's end), a
+A plan is a ribbon that perspective makes narrow; colour says when (violet: now, orange: the chunk's end), a
 white dot is half a second. Pixels as everywhere here: the centre of the top-left one is (0, 0).
 """
 
@@ -83,10 +83,10 @@ def draw_plans(
     position: Float[np.ndarray, "3"],
     rotation: Float[np.ndarray, "3 3"],
     k: Float[np.ndarray, "3 3"],
-    ground_m: float = 0.0,
+    plane_m: float = 0.0,
     substeps: int = SUBSTEPS,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """A copy of `picture` with N plans, x, y (m), yaw (rad) in the world, on the plane z = `ground_m`.
+    """A copy of `picture` with N plans, x, y (m), yaw (rad) in the world, on the plane z = `plane_m` (0: the ground).
 
     Many make a translucent fan. `k` is of this picture's size. `substeps`: places per command.
     """
@@ -94,7 +94,7 @@ def draw_plans(
     half, opacity = (RIBBON_M, 0.92) if len(places) == 1 else (FAN_M, max(1.2 / math.sqrt(len(places)), 0.4))
     for plan in places:
         layer = Layer(*picture.shape[:2])
-        camera = _Ground(layer, position, rotation, k, ground_m)
+        camera = _Plane(layer, position, rotation, k, plane_m)
         if len(places) == 1:
             camera.arrow(plan, half + 0.014, [INK])
         camera.arrow(plan, half, shades(len(plan) - 1))
@@ -176,7 +176,7 @@ class Layer:
         return np.asarray(np.round(((inside + 0.5) * _OVERSAMPLING - 0.5) * (1 << _SHIFT)), np.int32)
 
 
-class _Ground:
+class _Plane:
     """Draws what lies on a level plane as a camera sees it."""
 
     def __init__(

@@ -25,8 +25,8 @@ from kineflow.envs.navigation.stage import Stage
 from kineflow.envs.navigation.tasks import Task, Trip
 from kineflow.envs.navigation.values import CONTROL_HZ
 
-GROUND_SEEN_M = 0.6  # a camera higher than this does not see the ground where a chunk lies: it begins behind its lower edge
-BELOW_CAMERA_M = 0.4  # plans are drawn so far below such a camera
+# Plans are drawn so far below the camera: of the ground none sees the part that is nearer than 0.6 m, where most of a chunk lies.
+BELOW_CAMERA_M = 0.3
 GOAL_TITLES = {"video": "goal clip", "image": "goal image", "instruction": "instruction", "point": "goal"}
 
 
@@ -88,7 +88,7 @@ class Spectator:
 
     def portrait(self, size: int, lens: Lens, plans: Float[np.ndarray, "N H 4"]) -> UInt8[np.ndarray, "size W 3"]:
         """The live view above the map, with many plans."""
-        spec, layout = self._stage.picture_spec, Layout(size // 2)
+        spec, layout = self._stage.picture_spec, Layout(round(0.65 * size))
         half = (size - 2 * layout.px(MARGIN) - layout.px(GAP)) // 2
         places = self._places(np.asarray(plans, np.float64))
         live = self._live(lens, (round(half * spec.width / spec.height), half), places)
@@ -101,7 +101,7 @@ class Spectator:
             return live
         position, rotation = camera_pose(scene.model, scene.data, scene.camera)
         k = intrinsics(scene.model, scene.camera, *size)
-        return draw_plans(live, places, position, rotation, k, _plane(float(position[2])))
+        return draw_plans(live, places, position, rotation, k, max(0.0, float(position[2]) - BELOW_CAMERA_M))
 
     def _drawn_map(
         self, size: int, places: Float[np.ndarray, "N S 3"] | None
@@ -169,11 +169,6 @@ class Spectator:
         if moment.stop_probability is not None:
             facts.append(Fact("stop", f"{100 * moment.stop_probability:.0f} %", "100 %"))
         return facts
-
-
-def _plane(camera_m: float) -> float:
-    """Height (m) at which plans are drawn: the ground, unless the camera is too high above it."""
-    return 0.0 if camera_m < GROUND_SEEN_M else camera_m - BELOW_CAMERA_M
 
 
 class Lens:
