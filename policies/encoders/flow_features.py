@@ -6,9 +6,10 @@ they are about 1. They follow the frame's features along the last axis: `[P, D +
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,14 @@ class FlowEncoder(nn.Module, ABC):
     """`(before, after)` to the motion of the P parts of `after`: `[N, P, dim]`."""
 
     dim: int
+    config: Any  # the dataclass that it was built from
+
+    def fingerprint(self) -> str:
+        """SHA-256 over configuration and weights, under which features are kept: 64 hexadecimal digits."""
+        digest = hashlib.sha256(f"{type(self).__name__} {sorted(asdict(self.config).items())}".encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)}".encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @abstractmethod
     def forward(self, before: UInt8[Tensor, "N H W 3"], after: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N P dim"]: ...
@@ -32,6 +41,37 @@ class FlowEncoderConfig(Protocol):
     """What `kind:` of flow features in a configuration file stands for."""
 
     def build(self, grid: int) -> FlowEncoder: ...
+
+
+class DenseFlow(FlowEncoder):
+    """A flow of every pixel, as `[N, P, 4]`: mean and standard deviation of the motion in each part; see `motion_of_parts`."""
+
+    dim = 4
+
+    def __init__(self, grid: int) -> None:
+        super().__init__()
+        self.grid = grid
+
+    @abstractmethod
+    def dense(self, before: UInt8[Tensor, "N H W 3"], after: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N 2 H W"]:
+        """How far to the right and down, in pixels, each pixel of `before` has gone in `after`."""
+
+    def forward(self, before: UInt8[Tensor, "N H W 3"], after: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N P 4"]:
+        moved = -self.dense(after, before)  # from what is seen now to where it was: of the parts of `after`
+        return motion_of_parts(moved / moved.new_tensor([moved.shape[3], moved.shape[2]])[:, None, None], self.grid)
+
+
+UNITS = 12.0  # in which a motion by the whole width, or height, is so much
+
+
+def motion_of_parts(moved: Float[Tensor, "N 2 H W"], grid: int) -> Float[Tensor, "N P 4"]:
+    """Means right and down, standard deviations right and down over each of `grid` x `grid` parts (0: over all).
+
+    `moved` is in widths and heights of the picture; 1 in the result is a twelfth of them, 8 px of 96.
+    """
+    moved = moved * UNITS
+    mean, square = pooled(moved, grid), pooled(moved.square(), grid)
+    return torch.cat([mean, (square - mean.square()).clamp(min=1e-8).sqrt()], dim=-1)
 
 
 @dataclass(frozen=True)

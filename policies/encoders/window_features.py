@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class Looker:
         if not frames.frozen:
             return None
         flow = config.flow.build(frames.grid) if config.flow else None
-        moved = f"{type(config.flow).__name__} {asdict(config.flow)}" if config.flow else ""
+        moved = flow.fingerprint() if flow else ""
         return cls(frames.eval(), flow, hashlib.sha256(f"{frames.fingerprint()} {moved}".encode()).hexdigest())
 
     @torch.inference_mode()
