@@ -26,10 +26,11 @@ from jaxtyping import Float, UInt8
 from kineflow.config import load_config
 from kineflow.contracts import Interface, KineflowError, VectorSpec
 from kineflow.envs.navigation.goal_clip import GoalClip, film
+from kineflow.envs.navigation.lens import Lens
 from kineflow.envs.navigation.metrics import AT_REST_MPS, AT_REST_RADPS, TripMetrics, trip_metrics
 from kineflow.envs.navigation.panel import Ending
 from kineflow.envs.navigation.randomise import Randomisation, RandomisationRanges
-from kineflow.envs.navigation.spectator import Lens, Moment, Spectator
+from kineflow.envs.navigation.spectator import Moment, Spectator
 from kineflow.envs.navigation.stage import Picture, Stage, embodiment_of
 from kineflow.envs.navigation.tasks import Kind, Task, Trip, draw_trip
 from kineflow.envs.navigation.values import CONTROL_HZ, EMBODIMENTS, FRONT

@@ -1,10 +1,10 @@
 """One picture for people of a moment of an episode: what it sees, what it is told, where it is.
 
     +-----------------+--------+-----------------+
-    |                 |  goal  |                 |
-    |    live view    +--------+       map       |
-    |  with the plan  | policy |                 |
-    |                 |  sees  |                 |
+    |         +-------|  goal  |                 |
+    |         | policy+--------+       map       |
+    |live view|  sees |  the   |                 |
+    |with plan+-------|  body  |                 |
     +-----------------+--------+-----------------+
     | wheeled   time 3.2 s   speed 0.61 m/s  ... |
     +--------------------------------------------+
@@ -63,8 +63,14 @@ class Layout:
 
     @property
     def inset(self) -> tuple[int, int]:
-        """Width and height of goal and policy's view."""
+        """Width and height of the goal and of the body's picture."""
         height = (self.live[1] - self.px(GAP)) // 2
+        return round(height * self.aspect), height
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Width and height of the policy's view: of 96 pixels each is one at the height of the design."""
+        height = self.px(96)
         return round(height * self.aspect), height
 
     @property
@@ -113,6 +119,7 @@ def compose(
     layout: Layout,
     live: Picture,
     goal: GoalCard | None,
+    body: Picture,
     seen: Picture,
     world_map: Picture,
     facts: Sequence[Fact] = (),
@@ -120,12 +127,14 @@ def compose(
     ending: Ending | None = None,
     seen_title: str = "",
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The panel. `seen`: the policy's own picture; `facts`: the caption; `bar_px`: the map's bar of 1 m.
+    """The panel. `body`: the body from outside; `seen`: the policy's own picture; `bar_px`: length of the map's bar of 1 m.
+
 
     Raises:
         KineflowError: a picture has not the size that the layout gives it.
     """
-    for name, picture, (width, height) in (("live view", live, layout.live), ("map", world_map, (layout.map_size,) * 2)):
+    parts = (("live view", live, layout.live), ("body", body, layout.inset), ("map", world_map, (layout.map_size,) * 2))
+    for name, picture, (width, height) in parts:
         if picture.shape != (height, width, 3):
             raise KineflowError(f"the {name} is {picture.shape}; this panel's layout has room for {(height, width, 3)}")
     canvas = np.full((layout.height, layout.width, 3), GROUND, np.uint8)
@@ -135,7 +144,10 @@ def compose(
     low = top + layout.live[1] - layout.inset[1]
     if goal is not None:
         _paste(canvas, _goal_picture(goal, layout), middle, top, layout)
-    _paste(canvas, enlarged(seen, *layout.inset), middle, low, layout)
+    _paste(canvas, body, middle, low, layout)
+    own = _framed(enlarged(seen, *layout.seen), layout.px(1.5))
+    corner = left + layout.live[0] - own.shape[1] - layout.px(8), top + layout.px(8)
+    _paste(canvas, own, *corner, layout)
     right = middle + layout.inset[0] + layout.px(GAP)
     _paste(canvas, world_map, right, top, layout)
     if not layout.has_text:
@@ -146,13 +158,14 @@ def compose(
         words.chip(goal.title, middle, top)
         if goal.words:
             words.quote(goal.words, (middle, top + layout.px(30), *layout.inset))
-    words.chip(seen_title or f"the policy sees {seen.shape[1]} x {seen.shape[0]}", middle, low)
+    words.chip("seen from behind", middle, low)
+    words.chip(seen_title or "policy sees", corner[0] - layout.px(4), corner[1] + own.shape[0] - layout.px(30))
     words.chip("map", right, top)
     if bar_px:
         words.text("1 m", right + layout.px(14) + bar_px / 2, top + layout.map_size - layout.px(24), 12, INK, "mm")
     words.caption(facts, left, top + layout.live[1], layout.width - 2 * left)
     if ending is not None:
-        words.pill(ending, left + layout.live[0], top)
+        words.pill(ending, right + layout.map_size, top)
     return words.picture()
 
 
@@ -182,6 +195,13 @@ def enlarged(picture: Picture, width: int, height: int) -> Picture:
     return np.asarray(
         cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC), np.uint8
     )
+
+
+def _framed(picture: Picture, width: int) -> Picture:
+    """With a light edge, which tells it from what it lies on."""
+    framed = np.full((picture.shape[0] + 2 * width, picture.shape[1] + 2 * width, 3), INK, np.uint8)
+    framed[width:-width, width:-width] = picture
+    return framed
 
 
 def _goal_picture(goal: GoalCard, layout: Layout) -> Picture:
@@ -239,7 +259,7 @@ class _Words:
         self._draw.text((x + px(6), y + px(10)), words, fill=INK, font=font, anchor="lm")
 
     def pill(self, ending: Ending, right: int, top: int) -> None:
-        """How it ended, in the upper right corner of the live view."""
+        """How it ended, in the upper right corner of the map."""
         px, font = self._layout.px, _font(self._layout.px(15))
         width = font.getlength(ending.label) + px(22)
         x, y = right - px(8) - width, top + px(8)

@@ -1,16 +1,10 @@
-"""Watches an episode for people: remembers the way, and draws a panel of any moment. It changes nothing of what it watches.
-
-Pictures for people are drawn larger than the policy's, by a second renderer on the same scene. It is opened at the first picture
-of a world, so that those who want none pay nothing.
-"""
+"""Watches an episode for people: remembers the way, and draws a panel of any moment. It changes nothing of what it watches."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -18,15 +12,16 @@ from kineflow.envs.navigation.drawing import SUBSTEPS, draw_plans, integrate, to
 from kineflow.envs.navigation.embodiments.embodiment import LACKING
 from kineflow.envs.navigation.goal_clip import Cursor, GoalClip
 from kineflow.envs.navigation.ground_truth import camera_pose, intrinsics
+from kineflow.envs.navigation.lens import Lens
 from kineflow.envs.navigation.map_drawing import MapView, TripState, draw_trip, draw_world
 from kineflow.envs.navigation.panel import GAP, MARGIN, Ending, Fact, GoalCard, Layout, compose, compose_portrait
-from kineflow.envs.navigation.rendering.backend import open_renderer
 from kineflow.envs.navigation.stage import Stage
 from kineflow.envs.navigation.tasks import Task, Trip
 from kineflow.envs.navigation.values import CONTROL_HZ
 
 # Plans are drawn so far below the camera: of the ground none sees the part that is nearer than 0.6 m, where most of a chunk lies.
 BELOW_CAMERA_M = 0.3
+TURNING = 0.12  # share of a turn that who follows the body makes in a step: a gait's sway shall not shake the picture
 GOAL_TITLES = {"video": "goal clip", "image": "goal image", "instruction": "instruction", "point": "goal"}
 
 
@@ -50,6 +45,7 @@ class Spectator:
         self._stage, self._task, self._trip, self._clip, self._told = stage, task, trip, clip, told
         has_way = clip is not None and len(clip.places) > 1
         self._cursor = Cursor(clip.places, clip.rate_hz) if has_way and clip is not None else None
+        self._heading = stage.yaw
         self._way = [stage.position[:2]]
         self._touches: list[tuple[float, float]] = []
         self._maps: dict[int, tuple[MapView, np.ndarray]] = {}
@@ -58,6 +54,7 @@ class Spectator:
         """After each step."""
         x, y, _ = self._stage.position
         self._way.append((x, y))
+        self._heading += TURNING * math.remainder(self._stage.yaw - self._heading, math.tau)
         if is_new_touch:
             self._touches.append((x, y))
         if self._cursor is not None:
@@ -73,11 +70,12 @@ class Spectator:
         view, world_map = self._drawn_map(layout.map_size, places)
         seen, title = self._stage.rgb(), ""
         if moment.blind and self._clip is not None:
-            seen, title = self._clip.frames[self._frame(moment.cursor)], "open loop: no camera"
+            seen, title = self._clip.frames[self._frame(moment.cursor)], "no camera"
         return compose(
             layout,
             self._live(lens, layout.live, places),
             self._goal_card(moment.cursor),
+            lens.follower(*layout.inset, self._heading),
             seen,
             world_map,
             self._facts(moment),
@@ -169,29 +167,3 @@ class Spectator:
         if moment.stop_probability is not None:
             facts.append(Fact("stop", f"{100 * moment.stop_probability:.0f} %", "100 %"))
         return facts
-
-
-class Lens:
-    """The renderer for people of one scene; one size at a time."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-        self._renderer: Any = None
-        self._size = (0, 0)
-
-    def picture(self, width: int, height: int) -> UInt8[np.ndarray, "height width 3"]:
-        """What the camera sees, smoother than the policy's: drawn at twice the size where that is cheap."""
-        if self._size != (width, height):
-            self.close()
-            scene, backend = self._stage.scene, self._stage.picture_spec.backend
-            self._renderer = open_renderer(scene.model, 2 * width, 2 * height, backend)
-            if self._renderer.backend == "ray":  # four times the rays are four times the time
-                self._renderer = open_renderer(scene.model, width, height, "ray")
-            self._size = (width, height)
-        drawn = self._renderer.rgb(self._stage.scene.data, self._stage.scene.camera)
-        return np.asarray(cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-
-    def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer, self._size = None, (0, 0)

@@ -10,12 +10,14 @@ import pytest
 from kineflow.contracts import KineflowError
 from kineflow.envs.navigation.drawing import integrate
 from kineflow.envs.navigation.goal_clip import expert_for
+from kineflow.envs.navigation.lens import Lens
 from kineflow.envs.navigation.navigation import Navigation
 from kineflow.envs.navigation.panel import ACCENT, BAD, GOOD, GROUND, Ending, Fact, GoalCard, Layout, compose, compose_portrait
 from kineflow.envs.navigation.randomise import RandomisationRanges
-from kineflow.envs.navigation.spectator import Lens
-from kineflow.envs.navigation.stage import Picture
+from kineflow.envs.navigation.rendering.backend import open_renderer
+from kineflow.envs.navigation.stage import Picture, Stage, embodiment_of
 from kineflow.envs.navigation.tasks import Task
+from kineflow.envs.navigation.world import WorldConfig, generate_world
 
 SMALL = Picture(16, 16, "ray")
 SHORT = (2.0, 4.0)
@@ -27,7 +29,8 @@ def flat(width: int, height: int, value: int) -> np.ndarray:
 
 
 def panel(layout: Layout, goal: GoalCard | None = None, **options: Any) -> np.ndarray:
-    return compose(layout, flat(*layout.live, 200), goal, flat(16, 16, 90), flat(layout.map_size, layout.map_size, 60), **options)
+    parts = flat(*layout.live, 200), goal, flat(*layout.inset, 90), flat(16, 16, 150), flat(layout.map_size, layout.map_size, 60)
+    return compose(layout, *parts, **options)
 
 
 @pytest.mark.parametrize(("height", "aspect"), [(448, 1.0), (448, 4 / 3), (896, 1.0), (128, 1.0), (300, 0.75)])
@@ -36,12 +39,15 @@ def test_parts_are_side_by_side_and_fill_the_panel(height: int, aspect: float) -
     drawn = panel(layout, GoalCard("goal image", flat(20, 20, 30)))
     assert drawn.shape == (height, layout.width, 3)
     assert layout.width % 2 == 0
-    row = layout.px(10) + layout.inset[1] // 2
+    row = layout.px(10) + layout.inset[1] - layout.px(20)
     values = drawn[row, :, 0]
     order = [int(v) for v, before in zip(values[1:], values[:-1]) if v != before and v in (200, 30, 60)]
     assert order == [200, 30, 60], "live view, goal, map"
     low = drawn[layout.px(10) + layout.live[1] - layout.inset[1] // 2]
-    assert (low[:, 0] == 90).sum() > 0.9 * layout.inset[0], "what the policy sees is below the goal"
+    assert (low[:, 0] == 90).sum() > 0.9 * layout.inset[0], "the body is below the goal"
+    assert layout.seen[1] == pytest.approx(96 * height / 448, abs=1)
+    own = drawn[layout.px(10) + layout.px(8) + layout.seen[1] // 3, : layout.px(10) + layout.live[0]]
+    assert (own[:, 0] == 150).sum() == pytest.approx(layout.seen[0], abs=2), "what the policy sees is a small inset of the view"
     assert tuple(drawn[layout.px(10), layout.px(10)]) == GROUND, "corners are round"
 
 
@@ -82,7 +88,7 @@ def test_caption_ending_and_scale_are_written_where_there_is_room() -> None:
 def test_a_picture_of_another_size_is_refused() -> None:
     layout = Layout(448)
     with pytest.raises(KineflowError, match=r"the map is \(5, 5, 3\); this panel's layout has room for \(402, 402, 3\)"):
-        compose(layout, flat(*layout.live, 0), None, flat(4, 4, 0), flat(5, 5, 0))
+        compose(layout, flat(*layout.live, 0), None, flat(*layout.inset, 0), flat(4, 4, 0), flat(5, 5, 0))
 
 
 def test_a_portrait_has_the_view_above_the_map() -> None:
@@ -128,7 +134,7 @@ def test_every_task_has_its_panel(kind: Any) -> None:
     assert (frames[0][live] != frames[1][live]).any(), "the plan is on the view"
     right = np.s_[:, -layout.map_size :]
     assert (frames[0][right] != frames[1][right]).any(), "and on the map"
-    inset = np.s_[layout.height // 2 :, layout.px(10) + layout.live[0] : -layout.map_size - layout.px(20)]
+    inset = np.s_[layout.px(20) : layout.seen[1], layout.live[0] - layout.seen[0] // 2 : layout.px(10) + layout.live[0]]
     assert (frames[1][inset] != frames[2][inset]).any() == (kind in ("video", "image")), "in open loop there is no camera"
     portrait = env.frame(400, np.stack([AHEAD, AHEAD]))
     assert portrait.shape[0] == 400
@@ -143,18 +149,21 @@ def test_the_view_is_the_camera_s_and_the_goal_the_clip_s() -> None:
     small, clip = env.stage.rgb(), env.clip
     assert clip is not None
 
-    def part(left: int, top: int, size: tuple[int, int]) -> np.ndarray:
-        inner = drawn[top + 40 : top + size[1] - 10, left + 10 : left + size[0] - 10].astype(float)
+    def part(left: int, top: int, size: tuple[int, int]) -> np.ndarray:  # without labels and inset
+        inner = drawn[top + size[1] // 2 : top + size[1] - 10, left + 10 : left + size[0] - 10].astype(float)
         return inner.mean(axis=(0, 1))
 
     def whole(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        low, high = np.array([40, size[1] - 10]) * 96 // size[1]
+        low, high = np.array([size[1] // 2, size[1] - 10]) * 96 // size[1]
         left, right = np.array([10, size[0] - 10]) * 96 // size[0]
         return picture[low:high, left:right].astype(float).mean(axis=(0, 1))
 
     middle = 10 + layout.live[0] + 8
     np.testing.assert_allclose(part(10, 10, layout.live), whole(small, layout.live), atol=3.0)
     np.testing.assert_allclose(part(middle, 10, layout.inset), whole(clip.frames[0], layout.inset), atol=4.0)
+    right, top = 10 + layout.live[0] - 8 - 2, 10 + 8 + 2
+    inset = drawn[top : top + layout.seen[1], right - layout.seen[0] : right]
+    np.testing.assert_array_equal(inset[10:60, 10:86], small[10:60, 10:86]), "as it is, pixel for pixel"
     env.close()
 
 
@@ -198,3 +207,39 @@ def test_a_lens_draws_larger_pictures_and_frees_what_it_held() -> None:
     env.reset(seed=5 + 8)  # another world: the lens of the one before is closed with it
     assert env.frame(160).shape[0] == 160
     env.close()
+
+
+def geoms_seen(lens: Lens, stage: Stage, heading: float) -> np.ndarray:
+    """Ids of what the follower sees."""
+    with lens._camera_at(*lens._behind(heading)):
+        renderer = open_renderer(stage.scene.model, 48, 48, "ray")
+        return renderer.segmentation(stage.scene.data, stage.scene.camera)
+
+
+@pytest.mark.parametrize("body", ["wheeled", "drone"])
+def test_the_follower_has_the_body_in_the_middle_wherever_it_stands(body: str) -> None:
+    """Behind it, never behind a wall, and the scene is left as it was."""
+    stage = Stage(generate_world(WorldConfig("indoor", 4)), embodiment_of(body), SMALL)
+    lens, generator = Lens(stage), np.random.default_rng(0)
+    for x, y in stage.world.free_space.sample(generator, stage.embodiment.radius_m + 0.05, 6).tolist():
+        heading = float(generator.uniform(-3, 3))
+        stage.begin(x, y, heading)
+        data, number = stage.scene.data, stage.scene.model.camera(stage.scene.camera).id
+        kept = data.cam_xpos[number].copy(), data.cam_xmat[number].copy(), float(stage.scene.model.cam_fovy[number])
+        seen = geoms_seen(lens, stage, heading)
+        own = np.isin(seen, stage.robot.geoms)
+        assert own.sum() > 20
+        rows, columns = np.nonzero(own)
+        assert columns.mean() == pytest.approx(23.5, abs=5)
+        assert rows.mean() == pytest.approx(23.5, abs=9)
+        position, axes = lens._behind(heading)
+        ahead = np.array([np.cos(heading), np.sin(heading), 0.0])
+        assert (position - [x, y, stage.position[2]]) @ ahead < 0, "behind"
+        np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-12)
+        assert np.linalg.det(axes) == pytest.approx(1.0)
+        assert axes[2, 1] > 0, "upright"
+        np.testing.assert_array_equal(kept[0], data.cam_xpos[number])
+        np.testing.assert_array_equal(kept[1], data.cam_xmat[number])
+        assert kept[2] == stage.scene.model.cam_fovy[number]
+    assert lens.follower(24, 24, 0.0).shape == (24, 24, 3)
+    lens.close()
