@@ -82,8 +82,8 @@ class RAFT:
             name = f"raft_{self.size}"
             raise KineflowError(
                 f"RAFT: no file {self.weights}; convert torchvision's where there is a network: python -c "
-                f"\"import safetensors.torch as s; from torchvision.models.optical_flow import {name} as m; s.save_file(m(weights='DEFAULT').state_dict(), "
-                f"'{name}.safetensors')\"; and name that file"
+                f'"import safetensors.torch as s; from torchvision.models.optical_flow import {name} as m; '
+                f"s.save_file(m(weights='DEFAULT').state_dict(), '{name}.safetensors')\"; and name that file"
             )
         return weights_file(self.weights, (), "RAFT")
 
