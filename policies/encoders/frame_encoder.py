@@ -56,11 +56,14 @@ class _Encoder(nn.Module, ABC):
 
 
 class FrameEncoder(_Encoder):
-    """Frames to features: `tokens` of width `dim` for each. `grid` is g where the tokens are g x g cells, row by row, else 0."""
+    """Frames to features: `tokens` of width `dim` for each. `grid` is g where the tokens are g x g cells, row by row, else 0.
+
+    `look_dim` of the features, the first ones, say what a part looks like; where there are others, `moved` understands them.
+    """
 
     def __init__(self, dim: int, grid: int, frozen: bool, preprocessing: Preprocessing, identity: Mapping[str, Any]) -> None:
         super().__init__(dim, frozen, {**identity, "grid": grid, "preprocessing": asdict(preprocessing)})
-        self.grid = grid
+        self.grid, self.look_dim = grid, dim
         self.tokens = max(grid * grid, 1)
         self.preprocessing = preprocessing
 
@@ -74,6 +77,10 @@ class FrameEncoder(_Encoder):
     @abstractmethod
     def features(self, pixels: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N P D"]:
         """Of preprocessed pixels."""
+
+    def moved(self, before: Float[Tensor, "*B P D"], after: Float[Tensor, "*B P D"]) -> Float[Tensor, "*B P 3"]:
+        """Where the parts of one frame are in another: right, down, how surely. Only of encoders that were trained for that."""
+        raise NotImplementedError(f"{type(self).__name__} finds no places of one frame in another")
 
 
 class TextEncoder(_Encoder):

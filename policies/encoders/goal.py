@@ -28,15 +28,24 @@ from kineflow.policies.encoders.efficientnet_lite import EfficientNetLite
 from kineflow.policies.encoders.flow_features import LucasKanade
 from kineflow.policies.encoders.flow_net import FlowNet
 from kineflow.policies.encoders.flow_peers import DIS, RAFT
-from kineflow.policies.encoders.goal_tokens import Comparison, FrameTokens, Mixing, Similarity, TemporalPooling
+from kineflow.policies.encoders.frame_encoder import check_grid, pooled_tokens
+from kineflow.policies.encoders.goal_tokens import (
+    Comparison,
+    Correspondence,
+    FrameTokens,
+    Mixing,
+    Similarity,
+    TemporalPooling,
+)
 from kineflow.policies.encoders.resnet_gn import ResNetGN
+from kineflow.policies.encoders.scene_net import SceneNet
 from kineflow.policies.encoders.small_vit import SmallViT
 from kineflow.policies.encoders.state import State, StateEncoder, StateFeatures
 from kineflow.policies.encoders.static_words import HashedWords, StaticWords
 from kineflow.policies.observed import Observed
 
 # The registries of `kind:` in configs.
-FrameConfig: TypeAlias = DINOv2 | CLIPImage | SmallViT | ResNetGN | EfficientNetLite | Colours
+FrameConfig: TypeAlias = DINOv2 | CLIPImage | SmallViT | ResNetGN | EfficientNetLite | SceneNet | Colours
 TextConfig: TypeAlias = CLIPText | StaticWords | HashedWords
 FlowConfig: TypeAlias = FlowNet | LucasKanade | DIS | RAFT
 MOST_CELLS = 64  # of a frame that is compared part by part: the comparison grows with the square
@@ -59,6 +68,7 @@ class GoalVision:
     queries: int = 4  # tokens that each goal is pooled to
     attention_heads: int = 4
     comparison: bool = True  # a token for each goal frame that compares it with the live one
+    view: int = 0  # the live frame becomes view x view tokens; 0: one for each of its parts
     matching: int = 32  # features in which parts are compared
     depth: int = 2  # of self-attention among the tokens
     mlp_ratio: float = 4.0  # of the layers there: hidden units per channel
@@ -153,12 +163,20 @@ class GoalVisionEncoder(nn.Module):
         self.words_of = next((name for name, goal in sorted(goals.items()) if goal.kind == "instruction"), None)
         self.frames = config.frames.build()
         self.flow = config.flow.build(self.frames.grid) if config.flow else None
-        dim, cells, flow = self.frames.dim, self.frames.tokens, self.flow.dim if self.flow else 0
+        dim, cells, flow = self.frames.look_dim, self.frames.tokens, self.flow.dim if self.flow else 0
+        check_grid(config.view, self.frames.grid, "GoalVision.view")
         if config.comparison and cells > MOST_CELLS:
             raise KineflowError(f"GoalVision compares frames of at most {MOST_CELLS} parts, these have {cells}; set frames.grid")
         self.tokens = FrameTokens(dim, flow, cells, width)
         self.pooling = TemporalPooling(width, heads, config.queries) if self._pictures() else None
-        self.comparison = Comparison(dim, cells, config.matching, width) if self._pictures() and config.comparison else None
+        self.comparison: Comparison | Correspondence | None = None
+        if self._pictures() and config.comparison:
+            knows_places = dim < self.frames.dim
+            self.comparison = (
+                Correspondence(self.frames.moved, cells, flow, width)
+                if knows_places
+                else Comparison(dim, cells, config.matching, width)
+            )
         if self.words_of:
             self.text = config.text.build()
             self.words = nn.Linear(self.text.dim, width)
@@ -167,7 +185,7 @@ class GoalVisionEncoder(nn.Module):
         self.embodiment = nn.Linear(len(self.body), width - len(self.body)) if self.body else None
         geometry = config.geometry(spec, observation_horizon)
         self.state = StateEncoder(config.state, geometry) if geometry and geometry.size else None
-        self.layout = self._layout(cells, observation_horizon)
+        self.layout = self._layout(config.view**2 or cells, observation_horizon)
         self.kept_tokens = int(bool(self.body))
         self.similarity = (self.kept_tokens, self.resemblance.channels) if self.words_of else None
         self.plain = self.kept_tokens + bool(self.words_of)  # tokens with channels that mean something as they are
@@ -241,10 +259,13 @@ class GoalVisionEncoder(nn.Module):
         return torch.cat([nothing, moved.reshape(rows, length - 1, *moved.shape[1:])], dim=1)
 
     def _view(self, features: Float[Tensor, "B T P F"], rate_hz: float) -> Float[Tensor, "B N D"]:
-        """Each part of the last frame, and one token for each frame before."""
+        """Each part of the last frame, or `view` x `view` of them, and one token for each frame before."""
         steps = torch.arange(features.shape[1], device=features.device, dtype=torch.float32)
         tokens = self.tokens(features, (steps - steps[-1]) / rate_hz)
-        return torch.cat([tokens[:, :-1].mean(dim=2), tokens[:, -1]], dim=1)
+        last = tokens[:, -1]
+        if self.config.view:
+            last = pooled_tokens(last, self.frames.grid, self.config.view)
+        return torch.cat([tokens[:, :-1].mean(dim=2), last], dim=1)
 
     def _shown(self, frames: Tensor, goal: GoalSpec, live: Float[Tensor, "B P F"] | None) -> Float[Tensor, "B N D"]:
         assert self.pooling is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,9 @@ class FrameTokens(nn.Module):
     def parts(self, features: Cells) -> Cells:
         """What a token is linear in: `parts @ matrix.T + offsets`."""
         look = F.rms_norm(features[..., : self.dim], (self.dim,))
-        return look if self.motion is None else torch.cat([look, features[..., self.dim :]], dim=-1)
+        if self.motion is None:
+            return look
+        return torch.cat([look, features[..., features.shape[-1] - self.motion.in_features :]], dim=-1)
 
     def matrix(self) -> Float[Tensor, "W F"]:
         return self.look.weight if self.motion is None else torch.cat([self.look.weight, self.motion.weight], dim=1)
@@ -104,6 +107,27 @@ class Comparison(nn.Module):
         live_part = F.linear(size * here.flatten(1), of_here, self.inputs.bias)[:, None]
         hidden = F.linear(cosines.flatten(2), of_cosines) + F.linear(size * there.flatten(2), of_there) + live_part
         return self.outputs(F.silu(hidden + self.time(as_waves(offsets_s))))  # type: ignore[no-any-return]
+
+
+class Correspondence(nn.Module):
+    """As `Comparison`, for features that know where the places of one picture are in another (`FrameEncoder.moved`).
+
+    A token sees how each part of the live picture must move to become the goal's, and how the goal's camera moved since the frame
+    before (the flow features): nothing of what a place looks like, so it holds in places never seen.
+    """
+
+    def __init__(self, moved: Callable[[Tensor, Tensor], Tensor], cells: int, flow: int, width: int) -> None:
+        super().__init__()
+        self._moved, self.flow = moved, flow  # a function, not a part: it is not trained here
+        self.inputs = nn.Linear(cells * (3 + flow), width)
+        self.outputs = nn.Linear(width, width)
+        self.time = nn.Linear(2 * WAVES, width, bias=False)
+
+    def forward(self, live: Float[Tensor, "B P F"], goal: Cells, offsets_s: Float[Tensor, "G"]) -> Float[Tensor, "B G W"]:
+        looks = live.shape[-1] - self.flow
+        went = self._moved(live[:, None, :, :looks].expand(-1, goal.shape[1], -1, -1), goal[..., :looks])
+        seen = torch.cat([went.to(goal.dtype), goal[..., looks:]], dim=-1).flatten(2)
+        return self.outputs(F.silu(self.inputs(seen) + self.time(as_waves(offsets_s))))  # type: ignore[no-any-return]
 
 
 class Similarity(nn.Module):
