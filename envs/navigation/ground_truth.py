@@ -127,6 +127,33 @@ def optical_flow(
     return Flow(pixels, valid)
 
 
+def reprojected(
+    k: Float[np.ndarray, "3 3"],
+    k_after: Float[np.ndarray, "3 3"],
+    before: Snapshot,
+    after: Snapshot,
+    depth: Float32[np.ndarray, "H W"],
+    depth_after: Float32[np.ndarray, "H W"],
+) -> tuple[Float[np.ndarray, "H W 2"], Bool[np.ndarray, "H W"]]:
+    """Where each pixel's point is in another picture of the same still scene (column, row), and whether it is seen there.
+
+    As `optical_flow`, for cameras with intrinsics `k` and `k_after` of their own, and nothing that moves.
+    """
+    height, width = depth.shape
+    turn = after.camera_rotation.T @ before.camera_rotation
+    shift = after.camera_rotation.T @ (before.camera_position - after.camera_position)
+    rays, is_sky = _rays(k, width, height), ~np.isfinite(depth)
+    # The sky is infinitely far away: moving on does not shift it.
+    points = rays * np.where(is_sky, np.float32(1.0), depth)[..., None] @ turn.T + np.where(is_sky[..., None], 0.0, shift)
+    ahead = points[..., 2]
+    is_ahead = ahead > 1e-3
+    scale = 1.0 / np.where(is_ahead, ahead, 1.0)
+    u, v = (points[..., i] * scale * k_after[i, i] + k_after[i, 2] for i in (0, 1))
+    inside = is_ahead & (u > -0.5) & (u < width - 0.5) & (v > -0.5) & (v < height - 0.5)
+    there = np.where(is_sky, np.inf, ahead).astype(np.float32)
+    return np.stack([u, v], axis=-1), inside & _is_seen(depth_after, u, v, there, inside)
+
+
 def _rays(k: Float[np.ndarray, "3 3"], width: int, height: int) -> Float32[np.ndarray, "H W 3"]:
     """Directions right, down, forward through the pixels' centres, forward = 1."""
     x = (np.arange(width) - k[0, 2]) / k[0, 0]
