@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import kineflow
-from kineflow import cli_collect, cli_data, cli_table
+from kineflow import cli_collect, cli_data, cli_scene, cli_table
 from kineflow.cli_verb import add_verb as _verb, positive as _positive, show as _show
 from kineflow.contracts import KineflowError
 from kineflow.extras import EXTRA_OF
@@ -51,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kineflow", description=kineflow.__doc__)
     parser.add_argument("--version", action="version", version=f"kineflow {kineflow.__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for add in (_add_demo_and_data, cli_collect.add, _add_training, _add_evaluation, cli_table.add, _add_compose, _add_bench):
+    learning, driving = (_add_training, cli_scene.add), (_add_evaluation, cli_table.add)
+    for add in (_add_demo_and_data, cli_collect.add, *learning, *driving, _add_compose, _add_bench):
         add(verbs)
     return parser
 
