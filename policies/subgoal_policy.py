@@ -106,8 +106,8 @@ class SubgoalPolicy:
         return self._encoder.features(torch.from_numpy(np.ascontiguousarray(shown)).to(self.policy.network.action_scale.device))
 
     def _questions(self, seen: Observed, pictures: Tensor, count: int) -> Observed:
-        """Each of `pictures` for the row that asks; the camera's frames are looked at once."""
-        cameras = {n: self._encoder.features(frames).repeat_interleave(count, 0) for n, frames in seen.images.items()}
+        """Each of `pictures` for the row that asks; the camera's frames are looked at once, to features as training saw them."""
+        cameras = {n: self._encoder.features(frames).half().repeat_interleave(count, 0) for n, frames in seen.images.items()}
         image, told = self._head.names[0], torch.ones(len(pictures), dtype=torch.bool, device=pictures.device)
         return Observed(seen.state.repeat_interleave(count, 0), cameras, {image: pictures}, {image: told})
 

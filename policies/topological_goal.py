@@ -26,7 +26,7 @@ class Following:
     """How a clip is followed. Distances are in steps of the policy's actions, as it predicts them.
 
     Nodes are `spacing_s` apart (create_topomap.py: 1 s). Asked are `radius` of them on each side of the closest, and one more
-    ahead. Nearer than `close_steps` to the closest, the next one is the subgoal (theirs: 3 steps of 0.25 s). Arrived: the closest
+    ahead (at the beginning of a clip as many, all ahead). Nearer than `close_steps` to the closest, the next one is the subgoal (theirs: 3 steps of 0.25 s). Arrived: the closest
     node is the last one and nearer than `arrived_steps`. That is stricter than theirs, which is content with the last node being
     the closest: half a second of driving away.
     """
@@ -81,9 +81,9 @@ class TopologicalFollower:
         self.closest_node = min(round(frame / self._stride), self.num_nodes - 1)
 
     def window(self) -> Int64[np.ndarray, "N"]:
-        """The nodes to ask about now; beyond the ends of the clip the first or the last one repeats."""
-        around = self.closest_node - self.following.radius + np.arange(self.following.window)
-        return np.clip(around, 0, self.num_nodes - 1)
+        """The nodes to ask about now: at the beginning of the clip more of those ahead, beyond its end the last one again."""
+        first = max(self.closest_node - self.following.radius, 0)  # a first node asked twice would be its own next one
+        return np.minimum(first + np.arange(self.following.window), self.num_nodes - 1)
 
     def answered(self, closest: int, distance: float) -> None:
         """Of `window()`, picture number `closest` is the closest one, `distance` steps away."""
