@@ -26,9 +26,9 @@ class Following:
     """How a clip is followed. Distances are in steps of the policy's actions, as it predicts them.
 
     Nodes are `spacing_s` apart (create_topomap.py: 1 s). Asked are `radius` of them on each side of the closest, and one more
-    ahead (at the beginning of a clip as many, all ahead). Nearer than `close_steps` to the closest, the next one is the subgoal (theirs: 3 steps of 0.25 s). Arrived: the closest
-    node is the last one and nearer than `arrived_steps`. That is stricter than theirs, which is content with the last node being
-    the closest: half a second of driving away.
+    ahead (at the beginning of a clip as many, all ahead). Nearer than `close_steps` to the closest, the next one is the subgoal
+    (theirs: 3 steps of 0.25 s). Arrived: the closest node is the last one and nearer than `arrived_steps`. That is stricter than
+    theirs, which is content with the last node being the closest: half a second of driving away.
     """
 
     spacing_s: float = 1.0
