@@ -1,16 +1,19 @@
 """Features of camera frames, computed once for each episode and kept beside the store: derived data that may be removed any time.
 
     my_data.eps/cache/features/<encoder>/<camera>/<episode>.npy
+    my_data.eps/cache/features/<encoder>/goals/<pictures>.npy
 
 `<encoder>` begins the fingerprint of what computed them (policies/encoders/frame_encoder.py), `<episode>` is the SHA-256 of the
-episode's contents as the store keeps it. So other weights, another preprocessing or another episode never find these
-features, and they survive compacting and deleting other episodes. A file is an ordinary NumPy array float16 [T, P, D] (steps,
-tokens, width) with a crc32c behind it, which is checked before it is used; it appears by a rename, whole or not at all. The
-manifest knows nothing of the cache, and `kineflow data gc` and `doctor` do not look at it.
+episode's contents as the store keeps it, `<pictures>` that of a goal clip or image, which many episodes may share. So other
+weights, another preprocessing or another episode never find these features, and they survive compacting and deleting other
+episodes. A file is an ordinary NumPy array float16 [T, P, D] (steps, tokens, width) with a crc32c behind it, which is checked
+before it is used; it appears by a rename, whole or not at all. The manifest knows nothing of the cache, and `kineflow data gc`
+and `doctor` do not look at it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
@@ -20,12 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float16, Int64
+from jaxtyping import Float16, Int64, UInt8
 
 from kineflow.contracts import KineflowError
 from kineflow.datasets.checksums import CorruptData, with_crc, without_crc
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.mapped_file import map_file
+
+GOALS = "goals"  # stands for a camera: features of goals
+
+
+def content_digest(pictures: UInt8[np.ndarray, "N H W 3"]) -> bytes:
+    """SHA-256 of what the pictures show."""
+    shape = repr((pictures.dtype.name, pictures.shape)).encode()
+    return hashlib.sha256(shape + hashlib.sha256(np.ascontiguousarray(pictures).data).digest()).digest()
 
 
 def feature_folder(store: Path) -> Path:
@@ -41,7 +52,7 @@ class FeatureCache:
         self.folder = folder / fingerprint[:32] / camera
 
     def path(self, digest: bytes) -> Path:
-        """Of the episode with these contents (`EpisodeStore.digests`)."""
+        """Of the episode with these contents (`EpisodeStore.digests`), or of goal pictures (`content_digest`)."""
         return self.folder / f"{digest.hex()}.npy"
 
     def load(self, digest: bytes) -> Float16[np.ndarray, "T P D"] | None:
@@ -145,13 +156,23 @@ def _open(path: Path, camera: str, cache: FeatureCache, episodes: Sequence[int])
 
 
 def prune(store: EpisodeStore, folder: Path | None = None) -> int:
-    """Remove features of episodes that the store no longer holds, and what killed writers left; returns the bytes freed."""
-    held, freed = {row.tobytes().hex() for row in store.digests()}, 0
-    for file in sorted((folder or feature_folder(store.path)).glob("*/*/*")):
-        if file.suffix != ".npy" or file.stem not in held:
+    """Remove features of episodes and goals that the store no longer holds, and what killed writers left; returns the bytes
+    freed. Features of clips that an episode's own frames were taken for are not known here: they go too."""
+    held = {row.tobytes().hex() for row in store.digests()}
+    files, freed = sorted((folder or feature_folder(store.path)).glob("*/*/*")), 0
+    goals = _goals_held(store) if any(file.parent.name == GOALS for file in files) else set()
+    for file in files:
+        known = goals if file.parent.name == GOALS else held if file.parent.name in store.interface.cameras else set()
+        if file.suffix != ".npy" or file.stem not in known:
             freed += file.stat().st_size
             file.unlink(missing_ok=True)
     return freed
+
+
+def _goals_held(store: EpisodeStore) -> set[str]:
+    """Digests of the goal clips and images of all episodes."""
+    found = (goal.value for index in range(store.num_episodes) for goal in store.told(index)[1].values() if goal.value.ndim > 2)
+    return {content_digest(value if value.ndim == 4 else value[None]).hex() for value in found}
 
 
 def remove_features(store: Path) -> None:

@@ -16,17 +16,19 @@ a policy must know to learn distances (policies/temporal_distance.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from kineflow.contracts import Goal, GoalBatch, GoalSpec, KineflowError
+from kineflow.contracts import GoalBatch, GoalSpec, KineflowError
 from kineflow.datasets.episode_store import EpisodeStore
+from kineflow.datasets.feature_cache import content_digest
 from kineflow.datasets.window_streams import low_dim_stream, slices
 
-Look = Callable[[int, str, np.ndarray], np.ndarray]  # (episode, "video" or "image", uint8 [N, H, W, 3]) -> float16 [N, P, D]
+Look = Callable[[bytes, np.ndarray], np.ndarray]  # (their `content_digest`, uint8 [N, H, W, 3]) -> float16 [N, P, D]
+Watch = Callable[[Sequence[int]], Iterable[int]]  # the same episodes, while somebody counts them
 PICTURES = ("video", "image")
 
 
@@ -53,10 +55,14 @@ class Goals:
     specs: Mapping[str, GoalSpec]
     where: GoalWindows = GoalWindows()
     look: Look | None = None
+    watch: Watch = iter
 
 
 class GoalReader:
-    """Goals of the windows of some episodes, held in RAM as frames, or as a frozen encoder's features of them."""
+    """Goals of the windows of some episodes, held in RAM as frames, or as a frozen encoder's features of them.
+
+    Episodes that were to follow the same clip share it: it is looked at once, and held once.
+    """
 
     def __init__(self, store: EpisodeStore, episodes: Sequence[int], goals: Goals) -> None:
         """Read the goals of `episodes`.
@@ -73,13 +79,14 @@ class GoalReader:
         if how.camera not in store.interface.cameras:
             raise KineflowError(f"{store.path}: no camera '{how.camera}' for goals; it has {sorted(store.interface.cameras)}")
         self._specs = specs
-        told = [store.told(index) for index in episodes]
-        self._instruction = [words for words, _ in told]
+        self._instruction: list[str] = []
         self._rate_hz, self._slack = how.rate_hz or store.interface.cameras[how.camera].rate_hz, how.slack
         self._stride = {name: self._rate_hz / spec.rate_hz for name, spec in specs.items() if spec.kind == "video"}
         self._pictures: dict[str, _Pictures] = {}
         if any(spec.kind in PICTURES for spec in specs.values()):
-            self._gather(store, episodes, [known for _, known in told], goals)
+            self._gather(store, episodes, goals)
+        else:
+            self._instruction = [store.told(index)[0] for index in episodes]
 
     def read(self, episode: Int64[np.ndarray, "B"], step: Int64[np.ndarray, "B"]) -> GoalBatch:
         """`episode`: places in the list of episodes; `step`: steps of their actions."""
@@ -108,12 +115,14 @@ class GoalReader:
         begin = np.clip(cursor + drawn - before, 0, self._pictures["video"].last[episode])
         return begin, ((cursor - begin) / self._rate_hz).astype(np.float32)
 
-    def _gather(self, store: EpisodeStore, episodes: Sequence[int], told: Sequence[Mapping[str, Goal]], goals: Goals) -> None:
-        """Clips, images and cursors of the episodes."""
-        how, look = goals.where, goals.look
-        clips, images, cursors = [], [], []
+    def _gather(self, store: EpisodeStore, episodes: Sequence[int], goals: Goals) -> None:
+        """Instructions, clips, images and cursors of the episodes."""
+        how, cursors = goals.where, []
+        gathered = {kind: _Distinct(goals.look) for kind in PICTURES}
         recorded = low_dim_stream(store, how.cursor, {}).values if how.cursor else None
-        for index, known in zip(episodes, told, strict=True):
+        for index in goals.watch(episodes):
+            words, known = store.told(index)
+            self._instruction.append(words)
             steps = np.arange(store.lengths[index])
             if "video" not in known:
                 clip, cursor = self._own(store, index, how.camera, steps)
@@ -129,10 +138,10 @@ class GoalReader:
                     f"record '{how.cursor or 'a cursor feature, and name it'}' as frames of the goal video"
                 )
             self._check(store, index, {"video": clip, "image": image})
-            clips.append(clip if look is None else look(index, "video", clip))
-            images.append(image if look is None else look(index, "image", image))
+            gathered["video"].add(clip)
+            gathered["image"].add(image)
             cursors.append(cursor)
-        self._pictures = {"video": _Pictures(clips), "image": _Pictures(images)}
+        self._pictures = {kind: _Pictures(found.clips, found.places) for kind, found in gathered.items()}
         lengths = np.array([len(cursor) for cursor in cursors])
         self._first, self._cursor = np.cumsum(lengths) - lengths, np.concatenate(cursors)
 
@@ -155,12 +164,29 @@ class GoalReader:
                 )
 
 
-class _Pictures:
-    """Clips behind each other; a frame past the end of its clip is the last one."""
+@dataclass
+class _Distinct:
+    """Clips by what they show, each once, and which of them each episode has."""
 
-    def __init__(self, clips: Sequence[np.ndarray]) -> None:
-        self.last = np.array([len(clip) - 1 for clip in clips])
-        self._first = np.cumsum(self.last + 1) - self.last - 1
+    look: Look | None
+    clips: list[np.ndarray] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    known: dict[bytes, int] = field(default_factory=dict)
+
+    def add(self, clip: np.ndarray) -> None:
+        digest = content_digest(clip)
+        if digest not in self.known:
+            self.known[digest] = len(self.clips)
+            self.clips.append(clip if self.look is None else self.look(digest, clip))
+        self.places.append(self.known[digest])
+
+
+class _Pictures:
+    """Clips behind each other; a frame past the end of its clip is the last one. Episode i has clip `places[i]`."""
+
+    def __init__(self, clips: Sequence[np.ndarray], places: Sequence[int]) -> None:
+        last = np.array([len(clip) - 1 for clip in clips])
+        self.last, self._first = last[places], (np.cumsum(last + 1) - last - 1)[places]
         self._values = np.concatenate(clips)
 
     def at(self, clip: Int64[np.ndarray, "B ..."], frame: Int64[np.ndarray, "B ..."]) -> np.ndarray:

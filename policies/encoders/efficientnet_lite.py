@@ -96,23 +96,30 @@ class EfficientNetLiteEncoder(FrameEncoder):
         self._finish()
 
     def features(self, pixels: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N P D"]:
-        cells = self.blocks(F.relu6(self.stem(pixels.contiguous(memory_format=torch.channels_last))))
-        return pooled(cells if self.head is None else F.relu6(self.head(cells)), self.grid)
+        cells = self.blocks(_relu6(self.stem(pixels.contiguous(memory_format=torch.channels_last))))
+        return pooled(cells if self.head is None else _relu6(self.head(cells)), self.grid)
 
 
 _BLOCKS_OUT = _STAGES[-1][-1]
+
+
+def _relu6(x: Tensor) -> Tensor:
+    return F.relu6(x, inplace=True)  # of what a convolution gave, which nothing else needs
 
 
 class _Conv(nn.Conv2d):
     """Padded as TensorFlow does: the output has ceil(input / stride) cells, what is uneven goes right and below."""
 
     def __init__(self, before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        # Every map that is halved has an even number of cells, as sizes are multiples of 32.
-        super().__init__(before, after, kernel, stride, padding=kernel // 2 if stride == 1 else 0, groups=groups)
-        self._uneven = (kernel - 2) // 2, (kernel - 1) // 2
+        # Every map that is halved has an even number of cells, as sizes are multiples of 32: then (k - 2) / 2 cells are added
+        # left and above, one more right and below. A stride more on all sides, and the first row and column left out, is the
+        # same without a copy of the map.
+        padding = kernel // 2 if stride == 1 else (kernel - 2) // 2 + 2
+        super().__init__(before, after, kernel, stride, padding, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, self._uneven * 2) if self.stride[0] == 2 else x)
+        cells = super().forward(x)
+        return cells[:, :, 1:, 1:] if self.stride[0] == 2 else cells
 
 
 class _Block(nn.Module):
@@ -127,8 +134,8 @@ class _Block(nn.Module):
         self.is_residual = stride == 1 and before == after
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x if self.expand is None else F.relu6(self.expand(x))
-        narrow: Tensor = self.project(F.relu6(self.depthwise(wide)))
+        wide = x if self.expand is None else _relu6(self.expand(x))
+        narrow: Tensor = self.project(_relu6(self.depthwise(wide)))
         return x + narrow if self.is_residual else narrow
 
 

@@ -225,7 +225,7 @@ class GoalVisionEncoder(nn.Module):
         tokens = torch.cat([self._part(part, parts.get(part), told, rows) for part in self.layout], dim=1)
         for block in self.mixing:
             tokens = block(tokens)
-        plain, rest = tokens.split([self.plain, tokens.shape[1] - self.plain], dim=1)
+        plain, rest = torch.split(tokens, [self.plain, tokens.shape[1] - self.plain], dim=1)
         return torch.cat([plain, F.rms_norm(rest, rest.shape[-1:])], dim=1)
 
     def features(self, frames: Tensor) -> Float[Tensor, "B L P F"]:

@@ -73,12 +73,12 @@ class TemporalPooling(nn.Module):
         The queries are the same for all rows, so they meet the inputs of the keys, and values are taken of the averages. A bias
         of the keys would change nothing: it has no gradient.
         """
-        key, value = (half.unflatten(0, (self.heads, -1)) for half in self.key_value.weight.chunk(2))  # [K, E, W]
-        query = self.queries.unflatten(1, (self.heads, -1)) * key.shape[1] ** -0.5
+        key, value = self.key_value.weight.reshape(2, self.heads, -1, len(matrix))  # [K, E, W]
+        query = self.queries.reshape(len(self.queries), self.heads, -1) * key.shape[1] ** -0.5
         asked = torch.einsum("qke,kew->kqw", query, key).flatten(0, 1)
         share = torch.softmax(F.linear(parts, asked @ matrix) + F.linear(offsets, asked), dim=1).transpose(1, 2)  # [B, K Q, M]
         average = F.linear(share @ parts, matrix) + share @ offsets
-        seen = torch.einsum("bkqw,kew->bqke", average.unflatten(1, (self.heads, -1)), value)
+        seen = torch.einsum("bkqw,kew->bqke", average.reshape(len(parts), self.heads, -1, len(matrix)), value)
         return self.out(seen.flatten(2) + self.key_value.bias.chunk(2)[1])  # type: ignore[no-any-return]
 
 
@@ -103,7 +103,7 @@ class Comparison(nn.Module):
         # The layer's inputs are the cosines, then what both look like: unit vectors of c numbers, each about 1 / sqrt(c), brought
         # to the size of the cosines. The live frame is the same beside all goal frames.
         size = math.sqrt(here.shape[-1])
-        of_cosines, of_here, of_there = self.inputs.weight.split([cosines[0, 0].numel(), *2 * (here[0].numel(),)], dim=1)
+        of_cosines, of_here, of_there = torch.split(self.inputs.weight, [cosines[0, 0].numel(), *2 * (here[0].numel(),)], dim=1)
         live_part = F.linear(size * here.flatten(1), of_here, self.inputs.bias)[:, None]
         hidden = F.linear(cosines.flatten(2), of_cosines) + F.linear(size * there.flatten(2), of_there) + live_part
         return self.outputs(F.silu(hidden + self.time(as_waves(offsets_s))))  # type: ignore[no-any-return]
@@ -176,7 +176,7 @@ class Mixing(nn.Module):
             nn.init.zeros_(last.bias)
 
     def forward(self, tokens: Float[Tensor, "B N W"]) -> Float[Tensor, "B N W"]:
-        kept, x = tokens.split([self.kept, tokens.shape[1] - self.kept], dim=1)  # a slice costs a whole gradient of zeros
+        kept, x = torch.split(tokens, [self.kept, tokens.shape[1] - self.kept], dim=1)  # a slice costs a whole gradient of zeros
         normed = F.rms_norm(tokens, tokens.shape[-1:])
         key, value = (_split(part, self.heads) for part in self.key_value(normed).chunk(2, dim=-1))
         seen = F.scaled_dot_product_attention(_split(self.query(normed[:, self.kept :]), self.heads), key, value)

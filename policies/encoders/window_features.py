@@ -8,7 +8,7 @@ must be neighbours in its clip.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,14 +19,15 @@ from rich.progress import track
 
 from kineflow.contracts import GoalSpec, KineflowError
 from kineflow.datasets.episode_store import EpisodeStore
-from kineflow.datasets.feature_cache import FeatureCache, FeatureReader, feature_folder
-from kineflow.datasets.window_goals import PICTURES, Goals, GoalWindows
+from kineflow.datasets.feature_cache import GOALS, FeatureCache, FeatureReader, feature_folder
+from kineflow.datasets.window_goals import Goals, GoalWindows
 from kineflow.policies.encoders.flow_features import FlowEncoder
 from kineflow.policies.encoders.frame_encoder import FrameEncoder
 from kineflow.policies.encoders.goal import GoalVision
 from kineflow.policies.encoders.goal_fusion import GoalFusion
 
-_CHUNK = 64  # frames looked at together
+# Frames looked at together: with 64 the largest maps leave the cache of a CPU, and come from fresh pages each time.
+_CHUNK = 16
 
 
 @dataclass(frozen=True)
@@ -76,21 +77,22 @@ def encoded_cameras(
     digests, readers = store.digests(), {}
     for camera in cameras:
         cache, lengths = FeatureCache(feature_folder(store.path), looker.fingerprint, camera), store.stream_lengths(camera)
-        for index in track(episodes, description=f"features of {camera}", console=Console(stderr=True), transient=True):
-            if (found := cache.load(digests[index].tobytes())) is None or len(found) != lengths[index]:
-                cache.save(digests[index].tobytes(), looker(store.frames(camera, index, 0, int(lengths[index]))))
+        known = {index: cache.load(digests[index].tobytes()) for index in episodes}
+        missing = [index for index, found in known.items() if found is None or len(found) != lengths[index]]
+        for index in _shown(missing, f"features of {camera}"):
+            cache.save(digests[index].tobytes(), looker(store.frames(camera, index, 0, int(lengths[index]))))
         readers[camera] = FeatureReader(store, camera, cache, episodes)
     return readers
 
 
 def encoded_goals(store: EpisodeStore, specs: Mapping[str, GoalSpec], where: GoalWindows, looker: Looker | None) -> Goals:
-    """Goals of windows as features, kept as those of cameras are; as frames without a `looker`.
+    """Goals of windows as features, kept by what they show; as frames without a `looker`.
 
     Raises:
         KineflowError: a video whose frames are not neighbours in its clip, where motion between them is a feature.
     """
     if looker is None:
-        return Goals(specs, where)
+        return Goals(specs, where, watch=_watched)
     camera = store.interface.cameras.get(where.camera)
     rate_hz = where.rate_hz or (camera.rate_hz if camera else 0.0)
     for name, spec in specs.items():
@@ -99,13 +101,20 @@ def encoded_goals(store: EpisodeStore, specs: Mapping[str, GoalSpec], where: Goa
                 f"goal '{name}' has {spec.rate_hz:g} frames/s of clips with {rate_hz:g}, but motion is seen between neighbouring "
                 "frames; give both one rate_hz, or set flow: null"
             )
-    caches = {kind: FeatureCache(feature_folder(store.path), looker.fingerprint, f"goal_{kind}") for kind in PICTURES}
-    digests = store.digests()
+    cache = FeatureCache(feature_folder(store.path), looker.fingerprint, GOALS)
 
-    def look(episode: int, kind: str, frames: UInt8[np.ndarray, "N H W 3"]) -> Float16[np.ndarray, "N P F"]:
-        digest = digests[episode].tobytes()
-        if (known := caches[kind].load(digest)) is None or len(known) != len(frames):
-            caches[kind].save(digest, known := looker(frames))
+    def look(digest: bytes, frames: UInt8[np.ndarray, "N H W 3"]) -> Float16[np.ndarray, "N P F"]:
+        if (known := cache.load(digest)) is None:
+            cache.save(digest, known := looker(frames))
         return known
 
-    return Goals(specs, where, look)
+    return Goals(specs, where, look, _watched)
+
+
+def _watched(episodes: Sequence[int]) -> Iterable[int]:
+    return _shown(episodes, "goals")
+
+
+def _shown(episodes: Sequence[int], what: str) -> Iterable[int]:
+    """`episodes`, with a bar on the terminal that is gone when they are through."""
+    return track(episodes, description=what, console=Console(stderr=True), transient=True)

@@ -153,7 +153,7 @@ class FlowDiTHead(nn.Module):
         patch = self.config.patch
         if t.ndim == 1:
             time = time[:, None]
-            return time if self.merge_times is None else self.merge_times(time.repeat(1, 1, patch))  # type: ignore[no-any-return]
+            return time if self.merge_times is None else self.merge_times(time.repeat(1, 1, patch))
         if self.merge_times is None:
             return time
         return self.merge_times(time.reshape(len(t), t.shape[1] // patch, -1))  # type: ignore[no-any-return]
@@ -202,7 +202,7 @@ class FlowDiTBlock(nn.Module):
 
     def _among(self, x: Float[Tensor, "B T W"], turn: tuple[Tensor, Tensor]) -> Float[Tensor, "B T W"]:
         heads = self.attention_heads
-        turned, value = _heads(self.qkv(x), 3 * heads).split([2 * heads, heads], dim=1)
+        turned, value = torch.split(_heads(self.qkv(x), 3 * heads), [2 * heads, heads], dim=1)
         query, key = rotated(turned, *turn).chunk(2, dim=1)
         out = F.scaled_dot_product_attention(query, key, value)
         return self.among_out(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
@@ -212,7 +212,7 @@ class FlowDiTBlock(nn.Module):
         # sequence: they do not see each other.
         rows, (_, heads, _, size) = len(x), key_value[0].shape
         query = self.query(x).reshape(-1, len(key_value[0]), x.shape[1], heads, size).permute(1, 3, 0, 2, 4).flatten(2, 3)
-        out = F.scaled_dot_product_attention(query, *key_value).unflatten(2, (-1, x.shape[1]))
+        out = F.scaled_dot_product_attention(query, *key_value).reshape(-1, heads, rows // len(key_value[0]), x.shape[1], size)
         return self.across_out(out.permute(2, 0, 3, 1, 4).reshape(rows, x.shape[1], -1))  # type: ignore[no-any-return]
 
 

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from kineflow.contracts import Episode, FeatureSpec, Goal, GoalSpec, Horizons, Interface, KineflowError, Stream, VectorSpec
 from kineflow.datasets.episode_store import EpisodeStore
-from kineflow.datasets.window_goals import Goals, GoalWindows
+from kineflow.datasets.feature_cache import content_digest
+from kineflow.datasets.window_goals import GoalReader, Goals, GoalWindows
 from kineflow.datasets.windows import WindowReader
 from tests.datasets.sample_episodes import INTERFACE, sample_episode
 
@@ -98,8 +99,10 @@ def test_slack_begins_a_video_beside_the_cursor_and_says_by_how_much(tmp_path: P
     )
     rows = np.arange(len(loose))
     goals, again = loose.read(rows).goals, loose.read(rows[::-1]).goals
-    assert goals is not None and goals.ahead_s is not None
-    assert again is not None and again.ahead_s is not None
+    assert goals is not None
+    assert goals.ahead_s is not None
+    assert again is not None
+    assert again.ahead_s is not None
     np.testing.assert_array_equal(goals.ahead_s, again.ahead_s[::-1])
     frames_ahead = np.rint(goals.ahead_s * 10.0).astype(int)
     np.testing.assert_allclose(goals.ahead_s, frames_ahead / 10.0, atol=1e-6)
@@ -120,9 +123,9 @@ def test_slack_begins_a_video_beside_the_cursor_and_says_by_how_much(tmp_path: P
 def test_features_stand_for_pictures(tmp_path: Path) -> None:
     store = stored(tmp_path, [episode(0, clip=5), episode(1)])
 
-    def look(index: int, name: str, frames: np.ndarray) -> np.ndarray:
-        means = frames.reshape(len(frames), -1).mean(1)
-        return np.stack([means, np.full(len(frames), index)], 1).astype(np.float16)[:, None]
+    def look(digest: bytes, frames: np.ndarray) -> np.ndarray:
+        assert digest == content_digest(frames)
+        return frames.reshape(len(frames), -1).mean(1).astype(np.float16)[:, None, None]
 
     plain, seen = (reader(store, [0, 1], Goals(SPECS, GoalWindows(cursor="cursor"), how)) for how in (None, look))
     everything = np.arange(len(plain))
@@ -133,7 +136,33 @@ def test_features_stand_for_pictures(tmp_path: Path) -> None:
         means = frames.values[name].reshape(*frames.values[name].shape[:-3], -1).mean(-1).astype(np.float16)
         np.testing.assert_array_equal(features.values[name][..., 0, 0], means)
         assert features.values[name].dtype == np.float16
-    assert set(features.values["video"][:, 0, 0, 1].tolist()) == {0.0, 1.0}
+
+
+def test_episodes_of_one_trip_share_their_clip(tmp_path: Path) -> None:
+    """It is looked at once and held once; each episode goes through it at a pace of its own."""
+    one, other = episode(0, clip=5, image=True), episode(7, clip=5)
+    runs = [replace(episode(number, clip=5), goals=one.goals) for number in range(1, 4)]
+    store, asked = stored(tmp_path, [one, other, *runs]), []
+
+    def look(digest: bytes, frames: np.ndarray) -> np.ndarray:
+        asked.append(len(frames))
+        return frames.reshape(len(frames), -1).mean(1).astype(np.float16)[:, None, None]
+
+    counted: list[int] = []
+    where = GoalWindows(cursor="cursor")
+    goals = Goals(SPECS, where, look, lambda episodes: (counted.append(index) or index for index in episodes))
+    shared, plain = GoalReader(store, range(5), goals), GoalReader(store, range(5), Goals(SPECS, where))
+    assert counted == [0, 1, 2, 3, 4]
+    assert sorted(asked) == [1, 1, 5, 5]  # two clips, two images
+    assert len(plain._pictures["video"]._values) == 10
+    for index in range(5):
+        steps = np.arange(store.lengths[index])
+        seen, frames = (r.read(np.full(len(steps), index), steps).values for r in (shared, plain))
+        for name in ("video", "image"):
+            means = frames[name].reshape(*frames[name].shape[:-3], -1).mean(-1).astype(np.float16)
+            np.testing.assert_array_equal(seen[name][..., 0, 0], means)
+    first, second = (plain.read(np.array([index]), np.array([0])).values["image"] for index in (0, 2))
+    np.testing.assert_array_equal(first, second)
 
 
 def test_goals_only_where_asked(tmp_path: Path) -> None:

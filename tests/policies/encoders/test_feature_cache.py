@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from kineflow.contracts import CameraSpec, Episode, FeatureSpec, Interface, KineflowError, Stream, VectorSpec
+from kineflow.contracts import CameraSpec, Episode, FeatureSpec, Goal, GoalSpec, Interface, KineflowError, Stream, VectorSpec
 from kineflow.datasets.collect import collect
 from kineflow.datasets.doctor import check_store, diagnose
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.feature_cache import FeatureCache, FeatureReader, feature_folder, prune, remove_features
 from kineflow.datasets.upkeep import compact, delete
+from kineflow.datasets.window_goals import GoalReader, GoalWindows
 from kineflow.policies.encoders.cached_features import cache_features, features_of
 from kineflow.policies.encoders.efficientnet_lite import EfficientNetLite, EfficientNetLiteEncoder
 from kineflow.policies.encoders.resnet_gn import ResNetGN
+from kineflow.policies.encoders.window_features import Looker, encoded_goals
 
 ACTION = FeatureSpec(VectorSpec(("v",), ("m/s",), "base", (-1.0,), (1.0,)), 10.0)
 INTERFACE = Interface({"state": ACTION}, ACTION, {"front": CameraSpec(24, 32, 10.0)})
@@ -136,6 +138,37 @@ def test_features_follow_their_episode_and_end_with_it(store: EpisodeStore, coun
     assert len(list(feature_folder(store.path).rglob("*.npy"))) == 3
     remove_features(store.path)
     assert not feature_folder(store.path).exists()
+
+
+def test_goals_are_known_by_what_they_show(tmp_path: Path, counting: Counting) -> None:
+    """Runs of a trip share a clip: its features are computed once, outlive one of the runs, and end with the last."""
+    clip = np.random.default_rng(4).integers(0, 256, (5, 24, 32, 3), dtype=np.uint8)
+    goals = {"video": Goal("video", clip, "front"), "image": Goal("image", clip[-1], "front")}
+    store = EpisodeStore.create(tmp_path / "runs.eps", INTERFACE, clock="nominal_10hz")
+    with store.writer() as writer:
+        for seed in range(3):
+            writer.add(replace(episode(4, seed), goals=goals))
+    specs = {"video": GoalSpec("video", 24, 32, 2, 10.0), "image": GoalSpec("image", 24, 32)}
+    looker = Looker(counting, None, "f" * 64)
+
+    def read(held: EpisodeStore) -> np.ndarray:
+        reader = GoalReader(held, range(held.num_episodes), encoded_goals(held, specs, GoalWindows(), looker))
+        return reader.read(np.array([0]), np.array([3])).values["video"]
+
+    before = read(store)
+    assert Counting.seen == 5 + 1
+    np.testing.assert_array_equal(before[0], looker(clip)[[3, 4]])
+    Counting.seen = 0
+    delete(store.path, [0, 1])
+    compact(store.path)
+    collect(store.path)
+    left = EpisodeStore.open(store.path)
+    assert prune(left) == 0
+    np.testing.assert_array_equal(read(left), before)
+    assert Counting.seen == 0
+    delete(store.path, [0])
+    assert prune(EpisodeStore.open(store.path)) > 0
+    assert list(feature_folder(store.path).rglob("*.npy")) == []
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "no crc", "other kind"])
