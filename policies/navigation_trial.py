@@ -53,7 +53,8 @@ class NavigationTrial:
         from kineflow.envs.navigation.tasks import Task
 
         goals = contract.interface.goals
-        sizes = [*contract.interface.cameras.values(), *(spec for spec in goals.values() if spec.height)]
+        seen = (*contract.interface.cameras.values(), *goals.values())
+        sizes = [Picture(spec.height, spec.width) for spec in seen if spec.height]
         task = Task(
             KIND_OF_GOAL[self.goal],  # type: ignore[arg-type]
             self.world,
@@ -64,7 +65,7 @@ class NavigationTrial:
         env = Navigation(
             task,
             self.embodiment,
-            picture=Picture(sizes[0].height, sizes[0].width) if sizes else Picture(),
+            picture=sizes[0] if sizes else Picture(),
             randomisation=RandomisationRanges() if self.randomised else None,
             told=(self.goal,),
             ends_at_goal=False,

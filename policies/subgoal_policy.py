@@ -113,7 +113,8 @@ class SubgoalPolicy:
 
     @property
     def _encoder(self) -> GoalFusionEncoder | GoalVisionEncoder:
-        encoder: GoalFusionEncoder | GoalVisionEncoder = self.policy.network.encoder
+        encoder = self.policy.network.encoder
+        assert isinstance(encoder, GoalFusionEncoder | GoalVisionEncoder)  # no other takes goals
         return encoder
 
     @property

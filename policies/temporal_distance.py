@@ -93,7 +93,8 @@ class DistanceHead(nn.Module):
         """Each row's weighted squared error; zero where `steps` is NaN: asked about nothing."""
         asked = torch.isfinite(steps)
         error = (self(condition).float() - torch.where(asked, steps, 0.0)) / self.config.furthest
-        return self.config.weight * asked * error**2
+        loss: Losses = self.config.weight * asked * error**2
+        return loss
 
     def questions(self, batch: TrainingBatch, generator: torch.Generator) -> TrainingBatch:
         """`batch`, each row asked about one picture or about none, as `TemporalDistance` says, with the `distance` to it.

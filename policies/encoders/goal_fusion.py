@@ -164,7 +164,7 @@ class _Fusion(nn.Module):
 
     def forward(self, here: Float[Tensor, "B P F"], there: Float[Tensor, "B P F"]) -> Float[Tensor, "B W"]:
         both = torch.cat([F.rms_norm(parts, (self.dim,)) for parts in (here, there)], dim=-1)
-        hidden = self.inputs(both.transpose(1, 2).unflatten(2, (self.side, self.side)))
+        hidden = self.inputs(both.transpose(1, 2).reshape(len(both), -1, self.side, self.side))
         for layer in self.mix:
             hidden = hidden + layer(F.silu(hidden))
         return self.token(F.silu(hidden).flatten(1))  # type: ignore[no-any-return]
