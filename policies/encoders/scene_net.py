@@ -68,10 +68,23 @@ class SceneNetEncoder(FrameEncoder):
         The first two are multiplied by the third: what is nowhere has not moved.
         """
         query, key = (features[..., LOOK:].unflatten(-1, (4, MATCH)).flatten(-3, -2).float() for features in (before, after))
-        share = torch.softmax(self.network.logits(query, key), dim=-1)  # [*B, 144, 144 + 1], cells part by part
-        sure, places = 1.0 - share[..., -1:], _places(query)
-        went = share[..., :-1] @ places - sure * places
-        return torch.cat([went, sure], dim=-1).unflatten(-2, (-1, 4)).mean(dim=-2)
+        network, shape = self.network, query.shape[:-2]
+        # As attention, which never writes the 144 x 145 shares down: "nowhere" is one key more, of value zero; the others' values
+        # are their places, and one.
+        one, nothing = query.new_ones(*shape, CELLS * CELLS, 1), query.new_zeros(*shape, 1, MATCH)
+        nowhere = network.nowhere.expand(*shape, 1, 1)
+        query = torch.cat([query * network.sharpness.exp(), one], dim=-1)
+        key = torch.cat([torch.cat([key, 0 * one], dim=-1), torch.cat([nothing, nowhere], dim=-1)], dim=-2)
+        places = _places(query)
+        values = F.pad(torch.cat([places, torch.ones_like(places[:, :1])], dim=-1), (0, MATCH - 2, 0, 1))
+        found = F.scaled_dot_product_attention(
+            query.flatten(0, -3)[:, None],
+            key.flatten(0, -3)[:, None],
+            values.expand(shape.numel(), 1, *values.shape),
+            scale=1.0,
+        )[:, 0, :, :3].unflatten(0, shape)
+        sure = found[..., 2:]
+        return torch.cat([found[..., :2] - sure * places, sure], dim=-1).unflatten(-2, (-1, 4)).mean(dim=-2)
 
 
 class SceneNetwork(nn.Module):
