@@ -85,7 +85,7 @@ class SceneLearner(nn.Module):
         here, there = match.chunk(2)
         first = _cross_entropy(self.network.logits(here, there), targets(pairs.place, pairs.seen))
         second = _cross_entropy(self.network.logits(there, here), targets(pairs.back, pairs.seen_back))
-        named = 0.0
+        named = first.new_zeros(())
         for head, labels in ((self.colour, pairs.colour), (self.noun, pairs.noun)):
             weight = torch.ones(head.out_features).index_fill_(0, torch.tensor(0), NOTHING_WEIGHT)
             named = named + F.cross_entropy(head(look).flatten(0, 1), labels.flatten(), weight=weight)
@@ -138,8 +138,10 @@ class Views:
             )
             shades = torch.from_numpy(drawn.astype(np.float32))
         labels = [np.concatenate([part[g, i], part[g, j]]).astype(np.int64) for part in (own.colour, own.noun)]
-        arrays = (np.concatenate([own.frames[g, i], own.frames[g, j]]), own.place[g, i, j], own.seen[g, i, j])
-        return Pairs(*(torch.from_numpy(a) for a in (*arrays, own.place[g, j, i], own.seen[g, j, i], *labels)), shades)
+        frames = np.concatenate([own.frames[g, i], own.frames[g, j]])
+        arrays = (frames, own.place[g, i, j], own.seen[g, i, j], own.place[g, j, i], own.seen[g, j, i], *labels)
+        first, place, seen, back, seen_back, colour, noun = (torch.from_numpy(array) for array in arrays)
+        return Pairs(first, place, seen, back, seen_back, colour, noun, shades)
 
 
 def targets(place: Float[Tensor, "B 12 12 2"], seen: Tensor) -> Float[Tensor, "B 144 145"]:
@@ -214,7 +216,7 @@ def _steps(config: SceneTraining, run: Path, views: Views, held_out: Views) -> I
 def evaluate(learner: SceneLearner, views: Views, pairs: int = 480) -> SceneScores:
     """On pairs that are always the same."""
     generator, network = np.random.default_rng(0), learner.network
-    errors, still, right, colours, nouns = ([], [], [], [], [])
+    errors, still, right, colours, nouns = (list[Tensor]() for _ in range(5))
     along = torch.arange(CELLS, dtype=torch.float32)
     own = torch.stack(torch.meshgrid(along, along, indexing="xy"), dim=-1).flatten(0, 1)
     for _ in range(pairs // 40):

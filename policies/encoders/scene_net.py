@@ -67,8 +67,8 @@ class SceneNetEncoder(FrameEncoder):
 
         The first two are multiplied by the third: what is nowhere has not moved.
         """
-        query, key = (features[..., LOOK:].unflatten(-1, (4, MATCH)).flatten(-3, -2).float() for features in (before, after))
-        network, shape = self.network, query.shape[:-2]
+        network, shape = self.network, before.shape[:-2]
+        query, key = (features[..., LOOK:].reshape(*shape, CELLS * CELLS, MATCH).float() for features in (before, after))
         # As attention, which never writes the 144 x 145 shares down: "nowhere" is one key more, of value zero; the others' values
         # are their places, and one.
         one, nothing = query.new_ones(*shape, CELLS * CELLS, 1), query.new_zeros(*shape, 1, MATCH)
@@ -82,9 +82,9 @@ class SceneNetEncoder(FrameEncoder):
             key.flatten(0, -3)[:, None],
             values.expand(shape.numel(), 1, *values.shape),
             scale=1.0,
-        )[:, 0, :, :3].unflatten(0, shape)
+        )[:, 0, :, :3].reshape(*shape, GRID * GRID, 4, 3)
         sure = found[..., 2:]
-        return torch.cat([found[..., :2] - sure * places, sure], dim=-1).unflatten(-2, (-1, 4)).mean(dim=-2)
+        return torch.cat([found[..., :2] - sure * places.reshape(GRID * GRID, 4, 2), sure], dim=-1).mean(dim=-2)
 
 
 class SceneNetwork(nn.Module):
@@ -147,12 +147,12 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 def _by_parts(cells: Float[Tensor, "N 144 C"]) -> Float[Tensor, "N 36 C4"]:
     """Cells row by row to parts row by row, the four cells of each behind each other."""
-    whole = cells.unflatten(1, (GRID, 2, GRID, 2)).transpose(2, 3)  # [N, 6, 6, 2, 2, C]
-    return whole.flatten(3).flatten(1, 2)
+    whole = cells.reshape(len(cells), GRID, 2, GRID, 2, -1).transpose(2, 3)  # [N, 6, 6, 2, 2, C]
+    return whole.reshape(len(cells), GRID * GRID, -1)
 
 
 def _places(like: Tensor) -> Float[Tensor, "144 2"]:
     """Right and down of each cell, part by part, in quarters of a side."""
     along = torch.arange(CELLS, device=like.device, dtype=torch.float32) * (4 / CELLS)
     down, right = torch.meshgrid(along, along, indexing="ij")
-    return _by_parts(torch.stack([right, down], dim=-1).flatten(0, 1)[None])[0].unflatten(-1, (4, 2)).flatten(0, 1)
+    return _by_parts(torch.stack([right, down], dim=-1).flatten(0, 1)[None]).reshape(CELLS * CELLS, 2)
