@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from kineflow.contracts import KineflowError, PolicyContract
+from kineflow.contracts import CameraSpec, GoalSpec, KineflowError, PolicyContract
 from kineflow.policies.intervals import Estimate, bootstrap_interval, wilson_interval
 
 KIND_OF_GOAL = {"video": "video", "image": "image", "instruction": "language"}
@@ -53,7 +53,7 @@ class NavigationTrial:
         from kineflow.envs.navigation.tasks import Task
 
         goals = contract.interface.goals
-        seen = (*contract.interface.cameras.values(), *goals.values())
+        seen: tuple[CameraSpec | GoalSpec, ...] = (*contract.interface.cameras.values(), *goals.values())
         sizes = [Picture(spec.height, spec.width) for spec in seen if spec.height]
         task = Task(
             KIND_OF_GOAL[self.goal],  # type: ignore[arg-type]
