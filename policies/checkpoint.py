@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from kineflow.config import load_config, save_config
 from kineflow.contracts import (
@@ -29,6 +27,7 @@ from kineflow.policies.checkpoint_folder import (
     find_checkpoint as find_checkpoint,
     read_contract as read_contract,
 )
+from kineflow.policies.frozen_weights import load_tensors, save_network
 from kineflow.policies.golden import TOLERANCE, golden_error, golden_pair
 from kineflow.policies.hub import upload
 from kineflow.policies.policy import PolicyConfig, PolicyNetwork
@@ -79,7 +78,7 @@ class ChunkPolicy:
         """Write ema.safetensors, contract.json and config.yaml into `folder`."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        save_file(network_tensors(self.network), target / "ema.safetensors")
+        save_network(self.network, target / "ema.safetensors")
         (target / "contract.json").write_text(to_json(self.contract))
         save_config(self.network.config, target / "config.yaml")
         return target
@@ -119,14 +118,10 @@ def load_policy(source: str | Path, device: str = "cpu", *, weights: str = "ema"
     return policy
 
 
-def network_tensors(network: PolicyNetwork) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-
-
 def load_weights(network: PolicyNetwork, file: Path) -> None:
-    """Weights of `file` into `network`; raises CheckpointError when it is damaged or of another size."""
+    """Weights of `file` into `network`; raises CheckpointError when it is damaged, of another size or for another backbone."""
     try:
-        network.load_state_dict(load_file(file))
+        network.load_state_dict(load_tensors(network, file))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{file}: cannot be read ({error}); the file is missing or cut short, use another checkpoint"

@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from kineflow.policies.frozen_weights import frozen_encoders
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -16,11 +18,13 @@ class ExponentialMovingAverage(Generic[Network]):
 
     def __init__(self, network: Network, decay: float) -> None:
         self.decay = decay
-        self.network: Network = copy.deepcopy(network)
+        frozen = {id(encoder): encoder for encoder in frozen_encoders(network).values()}
+        self.network: Network = copy.deepcopy(network, dict(frozen))  # which are the average of themselves: one for both
         self.network.eval().requires_grad_(False)
         # Paired once; buffers are constants here and need no averaging.
-        self._averaged: list[Tensor] = [p.detach() for p in self.network.parameters()]
-        self._live: list[Tensor] = [p.detach() for p in network.parameters()]
+        pairs = [(a.detach(), p.detach()) for a, p in zip(self.network.parameters(), network.parameters()) if a is not p]
+        self._averaged: list[Tensor] = [averaged for averaged, _ in pairs]
+        self._live: list[Tensor] = [live for _, live in pairs]
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -24,11 +23,12 @@ from kineflow.config import load_config, save_config
 from kineflow.contracts import KineflowError, PolicyContract, Window
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.windows import WindowReader
-from kineflow.policies.checkpoint import ChunkPolicy, checkpoint_steps, load_weights, network_tensors, read_contract
+from kineflow.policies.checkpoint import ChunkPolicy, checkpoint_steps, load_weights, read_contract
 from kineflow.policies.distillation.mix_flow import PreviousChunk
 from kineflow.policies.distillation.teacher_policy import TeacherPolicy
 from kineflow.policies.ema import ExponentialMovingAverage
 from kineflow.policies.fine_tuning import Parent
+from kineflow.policies.frozen_weights import save_network
 from kineflow.policies.golden import golden_pair
 from kineflow.policies.metrics_log import forget_after, log_record
 from kineflow.policies.observed import Earlier, Observed, clip_times, seen
@@ -224,7 +224,7 @@ class Trainer:
         staging = final.with_name(f"{final.name}.partial")
         shutil.rmtree(staging, ignore_errors=True)
         self.policy().save_pretrained(staging)
-        save_file(network_tensors(self.network), staging / "model.safetensors")
+        save_network(self.network, staging / "model.safetensors")
         save_train_state(staging / "train_state", self.step, self.optimizer, self.loader)
         commit_folder(staging, final)
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from kineflow.config import to_plain_config
 from kineflow.contracts import to_json
-from kineflow.policies.checkpoint import ChunkPolicy, network_tensors
+from kineflow.policies.checkpoint import ChunkPolicy
 from kineflow.policies.compose.policy import ComposedPolicy
 from kineflow.policies.eval_result import EvalConfig
 from kineflow.policies.running_episode import EpisodeResult, Trajectory
@@ -70,6 +70,6 @@ class PlayedArms:
 
 def _hash(parent: ChunkPolicy) -> str:
     digest = hashlib.sha256((to_json(parent.contract) + json.dumps(to_plain_config(parent.network.config))).encode())
-    for name, tensor in sorted(network_tensors(parent.network).items()):
+    for name, tensor in sorted(parent.network.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

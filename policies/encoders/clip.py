@@ -14,7 +14,7 @@ from kineflow.contracts import KineflowError
 from kineflow.policies.encoders.frame_encoder import FrameEncoder, TextEncoder, check_grid, check_size, pooled_tokens
 from kineflow.policies.encoders.preprocessing import CLIP, Fit, Preprocessing
 from kineflow.policies.encoders.torchvision_import import open_clip
-from kineflow.policies.encoders.weights import WeightsError, weights_file
+from kineflow.policies.encoders.weights import RANDOM, WeightsError, weights_file
 
 _FILES = ("open_clip_model.safetensors", "model.safetensors")
 _LAION = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
@@ -41,7 +41,9 @@ class CLIPImage:
         size, patch = self.size or settings["vision_cfg"]["image_size"], settings["vision_cfg"]["patch_size"]
         check_size(size, patch, f"CLIPImage {self.model}")
         check_grid(self.grid, size // patch, f"CLIPImage {self.model}")
-        return CLIPImageEncoder(self, size, _network(self.model, self.weights, "CLIPImage", size).visual)
+        encoder = CLIPImageEncoder(self, size, _network(self.model, self.weights, "CLIPImage", size).visual)
+        encoder.kept_elsewhere = self.weights != RANDOM
+        return encoder
 
 
 class CLIPImageEncoder(FrameEncoder):
@@ -76,7 +78,9 @@ class CLIPText:
         size = _settings(self.model)["vision_cfg"]["image_size"]
         network = _network(self.model, self.weights, "CLIPText", size)
         network.visual = None  # only its text half is kept
-        return CLIPTextEncoder(self, network, open_clip().get_tokenizer(self.model))
+        encoder = CLIPTextEncoder(self, network, open_clip().get_tokenizer(self.model))
+        encoder.kept_elsewhere = self.weights != RANDOM
+        return encoder
 
 
 class CLIPTextEncoder(TextEncoder):

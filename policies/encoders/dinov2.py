@@ -48,7 +48,9 @@ class DINOv2:
             from timm.models.vision_transformer import checkpoint_filter_fn  # interpolates the positions
 
             load_weights(network, checkpoint_filter_fn(load_file(path), network), str(path))
-        return DINOv2Encoder(self, network)
+        encoder = DINOv2Encoder(self, network)
+        encoder.kept_elsewhere = path is not None
+        return encoder
 
 
 class DINOv2Encoder(FrameEncoder):

@@ -78,6 +78,7 @@ class EfficientNetLite:
             # Of the whole network only the part before the tap is built.
             unused = [name for name in state if name not in own and name.split(".")[0] in ("blocks", "head", "classifier")]
             load_weights(encoder, {name: value for name, value in state.items() if name not in unused}, str(path))
+            encoder.kept_elsewhere = True
         return encoder
 
 

