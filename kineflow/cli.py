@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import kineflow
-from kineflow import cli_collect, cli_data, cli_scene, cli_table
+from kineflow import cli_collect, cli_data, cli_flow, cli_scene, cli_table
 from kineflow.cli_verb import add_verb as _verb, positive as _positive, show as _show
 from kineflow.contracts import KineflowError
 from kineflow.extras import EXTRA_OF
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kineflow", description=kineflow.__doc__)
     parser.add_argument("--version", action="version", version=f"kineflow {kineflow.__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    learning, driving = (_add_training, cli_scene.add), (_add_evaluation, cli_table.add)
+    learning, driving = (_add_training, cli_scene.add, cli_flow.add), (_add_evaluation, cli_table.add)
     for add in (_add_demo_and_data, cli_collect.add, *learning, *driving, _add_compose, _add_bench):
         add(verbs)
     return parser
@@ -139,7 +139,7 @@ def _add_compose(verbs: Any) -> None:
 
 def _add_bench(verbs: Any) -> None:
     bench = _verb(verbs, "bench", _bench, "measure ours beside a reference in one run")
-    bench.add_argument("name", choices=["head", "compose", "sampler", "train", "crash", "data", "env", "all"])
+    bench.add_argument("name", choices=["head", "compose", "sampler", "train", "crash", "data", "env", "flow", "all"])
     bench.add_argument("--quick", action="store_true", help="a stated subset in about a minute")
     bench.add_argument("--kills", type=int, help="of bench crash: kills of each writer (default 1000, quick 20)")
 

@@ -120,6 +120,7 @@ def test_every_shipped_config_loads() -> None:
     from kineflow.policies.collect import CollectConfig
     from kineflow.policies.compose.search import SearchConfig
     from kineflow.policies.eval_result import EvalConfig
+    from kineflow.policies.flow_training import FlowTrainConfig
     from kineflow.policies.train import TrainConfig
 
     classes = {
@@ -129,6 +130,7 @@ def test_every_shipped_config_loads() -> None:
         "eval": EvalConfig,
         "interfaces": Interface,
         "train": TrainConfig,
+        "train_flow": FlowTrainConfig,
     }
     files = sorted(CONFIG_ROOT.rglob("*.yaml"))
     assert len(files) >= 6

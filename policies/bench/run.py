@@ -12,6 +12,7 @@ from kineflow.datasets.bench.crash import bench_crash
 from kineflow.datasets.bench.data import bench_data
 from kineflow.policies.bench.compose import bench_compose
 from kineflow.policies.bench.env import bench_env
+from kineflow.policies.bench.flow import bench_flow
 from kineflow.policies.bench.head import bench_head
 from kineflow.policies.bench.rows import BenchReport, Row
 from kineflow.policies.bench.sampler import bench_sampler
@@ -25,6 +26,7 @@ BENCHES: dict[str, Callable[..., Iterator[Row]]] = {
     "crash": bench_crash,
     "data": bench_data,
     "env": bench_env,
+    "flow": bench_flow,
 }
 
 
