@@ -26,6 +26,7 @@ from kineflow.policies.encoders.weights import load_weights, weights_file
 
 SIDE, CELLS, GRID = 96, 12, 6  # px of a frame; cells, and parts of 2 x 2 cells each, along a side
 LOOK, MATCH = 32, 32
+SHARPER = 3.0  # than in training: an expectation over all cells is where a place is only if the best match outweighs the many others
 SHIPPED = Path(__file__).parents[1] / "assets" / "scene_net.safetensors"
 
 
@@ -72,8 +73,8 @@ class SceneNetEncoder(FrameEncoder):
         # As attention, which never writes the 144 x 145 shares down: "nowhere" is one key more, of value zero; the others' values
         # are their places, and one.
         one, nothing = query.new_ones(*shape, CELLS * CELLS, 1), query.new_zeros(*shape, 1, MATCH)
-        nowhere = network.nowhere.expand(*shape, 1, 1)
-        query = torch.cat([query * network.sharpness.exp(), one], dim=-1)
+        nowhere = (SHARPER * network.nowhere).expand(*shape, 1, 1)
+        query = torch.cat([query * (SHARPER * network.sharpness.exp()), one], dim=-1)
         key = torch.cat([torch.cat([key, 0 * one], dim=-1), torch.cat([nothing, nowhere], dim=-1)], dim=-2)
         places = _places(query)
         values = F.pad(torch.cat([places, torch.ones_like(places[:, :1])], dim=-1), (0, MATCH - 2, 0, 1))

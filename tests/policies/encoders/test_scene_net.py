@@ -22,8 +22,8 @@ def features_of(match: torch.Tensor) -> torch.Tensor:
 def encoder() -> SceneNetEncoder:
     torch.manual_seed(0)
     made = SceneNet("random").build()
-    made.network.sharpness.data.fill_(6.0)
-    made.network.nowhere.data.fill_(330.0)
+    made.network.sharpness.data.fill_(5.0)
+    made.network.nowhere.data.fill_(120.0)
     return made
 
 
