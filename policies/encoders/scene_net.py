@@ -26,7 +26,7 @@ from kineflow.policies.encoders.weights import load_weights, weights_file
 
 SIDE, CELLS, GRID = 96, 12, 6  # px of a frame; cells, and parts of 2 x 2 cells each, along a side
 LOOK, MATCH = 32, 32
-SHARPER = 3.0  # than in training: an expectation over all cells is where a place is only if the best match outweighs the many others
+SHARPER = 3.0  # than in training: where a place is an expectation says only if the best match outweighs the many others
 SHIPPED = Path(__file__).parents[1] / "assets" / "scene_net.safetensors"
 
 
