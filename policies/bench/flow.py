@@ -28,6 +28,7 @@ from kineflow.policies.flow_pairs import EndPointError, FlowPairs, SeeFlow, end_
 
 FIRST_WORLD = 25100  # the weights' own measurements are in worlds 25000 .. 25063
 CLIP = 33
+REPEATS = 20  # of a pair in one measurement
 
 
 def bench_flow(*, quick: bool) -> Iterator[Row]:
@@ -57,7 +58,6 @@ def _error_rows(ours: EndPointError, others: dict[str, EndPointError], named: di
 
 def _time_rows(ours: SeeFlow, presets: dict[str, DISFlow], named: dict[str, str], pairs: FlowPairs, rounds: int) -> Iterator[Row]:
     before, after = pairs.frames[0, :1], pairs.frames[0, 1:2]
-    repeats = 20
 
     def timed(see: SeeFlow, first: Tensor, second: Tensor, times: int) -> Callable[[], None]:
         def run() -> None:
@@ -68,12 +68,12 @@ def _time_rows(ours: SeeFlow, presets: dict[str, DISFlow], named: dict[str, str]
 
     others: dict[str, tuple[SeeFlow, str]] = {f"dis_{name}": (flow.dense, named[f"dis_{name}"]) for name, flow in presets.items()}
     others["lucas_kanade"] = (_lucas_kanade, named["lucas_kanade"])
-    mine = timed(ours, before, after, repeats)
+    mine = timed(ours, before, after, REPEATS)
     for name, (see, version) in others.items():
-        ms, theirs, ratio = alternate(mine, timed(see, before, after, repeats), rounds)
+        ms, theirs, ratio = alternate(mine, timed(see, before, after, REPEATS), rounds)
         goal = "ratio < 1" if name == "dis_medium" else None
-        note = f"one pair of {SIDE} x {SIDE} px, one thread; median of {rounds} times {repeats}"
-        yield _row(f"flow.ms.{name}", 1e3 * ms / repeats, 1e3 * theirs / repeats, "ms", version, goal, rounds, note, ratio)
+        note = f"one pair of {SIDE} x {SIDE} px, one thread; median of {rounds} times {REPEATS}"
+        yield _row(f"flow.ms.{name}", 1e3 * ms / REPEATS, 1e3 * theirs / REPEATS, "ms", version, goal, rounds, note, ratio)
     clip = pairs.frames.flatten(0, 1)[torch.arange(CLIP) % (3 * len(pairs))]
     few, count = max(rounds // 5, 3), CLIP - 1
     clips = [timed(see, clip[:-1], clip[1:], 1) for see in (ours, presets["medium"].dense)]
