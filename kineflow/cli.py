@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import kineflow
-from kineflow import cli_collect, cli_data, cli_flow, cli_scene, cli_table
+from kineflow import cli_collect, cli_data, cli_export, cli_flow, cli_scene, cli_table
 from kineflow.cli_verb import add_verb as _verb, positive as _positive, show as _show
 from kineflow.contracts import KineflowError
 from kineflow.extras import EXTRA_OF
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kineflow {kineflow.__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     learning, driving = (_add_training, cli_scene.add, cli_flow.add), (_add_evaluation, cli_table.add)
-    for add in (_add_demo_and_data, cli_collect.add, *learning, *driving, _add_compose, _add_bench):
+    for add in (_add_demo_and_data, cli_collect.add, *learning, *driving, _add_compose, cli_export.add, _add_bench):
         add(verbs)
     return parser
 
@@ -94,13 +94,13 @@ def _add_evaluation(verbs: Any) -> None:
     evaluate = _verb(
         verbs, "eval", _eval, "evaluate a policy closed loop; any field of the evaluation config can follow", overrides=True
     )
-    evaluate.add_argument("policy", help="run folder, checkpoint folder or hub name")
+    evaluate.add_argument("policy", help="run folder, checkpoint folder, shipped kineflow://NAME or hub name")
     evaluate.add_argument("--config", default="eval/pusht", help="evaluation config (default eval/pusht)")
     evaluate.add_argument("--out", type=Path, help="folder for the results (default RUN/eval/NAME)")
 
     compare = _verb(verbs, "compare", _compare, "train (configs) and evaluate (configs, runs) on the same starts; one table")
     compare.add_argument(
-        "policies", nargs="+", help="shipped config names, YAML files or run folders; the first is the reference"
+        "policies", nargs="+", help="shipped configs, YAML files, run folders or kineflow://NAME; the first is the reference"
     )
     compare.add_argument("--minutes", type=_positive, default=6.0, help="training budget of each config, minutes (default 6)")
     compare.add_argument("--episodes", type=int, default=200)
@@ -206,7 +206,8 @@ def _eval(args: argparse.Namespace) -> int:
     if config.sampling:
         policy = policy.resampled(**config.sampling)
     run = Path(args.policy) if (Path(args.policy) / "checkpoints").is_dir() else None
-    local = Path(args.policy) if Path(args.policy).is_dir() else Path("runs") / args.policy.replace("/", "--")
+    name = args.policy.removeprefix("kineflow://").replace("/", "--")
+    local = Path(args.policy) if Path(args.policy).is_dir() else Path("runs") / name
     out = args.out or local / "eval" / config.name
     result = evaluate(policy, config, out, run)
     _show(args, result.to_json(), lambda: render_result(result, Console()))

@@ -11,6 +11,8 @@ from kineflow.config import ConfigError, from_plain
 from kineflow.contracts import CONTRACT_VERSION, ContractError, KineflowError, PolicyContract
 from kineflow.policies.hub import download
 
+SHIPPED = Path(__file__).parent / "shipped"  # checkpoints that come with the package, see policies/shipping.py
+_SCHEME = re.compile(r"kineflow:/{1,2}")  # one slash is left of two where somebody made it a Path
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -19,8 +21,8 @@ class CheckpointError(KineflowError):
 
 
 def find_checkpoint(source: str | Path, revision: str | None = None) -> Path:
-    """The checkpoint folder meant by a run folder, a checkpoint folder or a hub name."""
-    path = Path(source)
+    """The checkpoint folder meant by a run folder, a checkpoint folder, a shipped policy `kineflow://NAME` or a hub name."""
+    path = local_folder(source)
     if (path / "contract.json").is_file():
         return path
     if steps := checkpoint_steps(path):
@@ -29,9 +31,33 @@ def find_checkpoint(source: str | Path, revision: str | None = None) -> Path:
     if path.exists() or path.parent.is_dir() or not HUB_NAME.fullmatch(str(source)):
         raise CheckpointError(
             f"{source}: no contract.json and no checkpoints/ in it; "
-            "give a run folder, a checkpoint folder or a hub name 'user/model'"
+            f"give a run folder, a checkpoint folder, a hub name 'user/model' or one of {shipped_names()}"
         )
     return download(str(source), revision)
+
+
+def local_folder(source: str | Path) -> Path:
+    """`source` as a path; a shipped policy `kineflow://NAME` is a folder in the package.
+
+    Raises:
+        CheckpointError: no policy of that name ships; names those that do.
+    """
+    if not (scheme := _SCHEME.match(str(source))):
+        return Path(source)
+    name = str(source)[scheme.end() :]
+    if f"kineflow://{name}" not in shipped_names():
+        raise CheckpointError(f"kineflow://{name}: no such policy ships with this version; there are {shipped_names()}")
+    return SHIPPED / name
+
+
+def is_shipped(source: str | Path) -> bool:
+    """Does `source` name a policy of the package, beside which nothing may be written?"""
+    return bool(_SCHEME.match(str(source)))
+
+
+def shipped_names() -> list[str]:
+    """`kineflow://NAME` of each policy that comes with the package."""
+    return sorted(f"kineflow://{file.parent.name}" for file in SHIPPED.glob("*/contract.json"))
 
 
 def checkpoint_steps(run: Path) -> list[int]:

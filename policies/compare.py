@@ -16,6 +16,7 @@ from kineflow.config import load_config
 from kineflow.contracts import KineflowError
 from kineflow.policies.budget import choose_threads, fit_to_minutes
 from kineflow.policies.checkpoint import checkpoint_steps
+from kineflow.policies.checkpoint_folder import is_shipped, local_folder
 from kineflow.policies.demo import demo_store
 from kineflow.policies.eval_result import EvalConfig, EvalResult
 from kineflow.policies.evaluation import evaluate
@@ -89,10 +90,11 @@ def compare(policies: Sequence[str], *, minutes: float, episodes: int, out: Path
         source, _, sampler = entry.partition("@")
         run = _trained(source, minutes, out)
         policy, name = load_policy(run), run.name
+        place = out / run.name if is_shipped(source) else run  # nothing is written into the package
         if chosen:
             policy, name = policy.resampled(**chosen), f"{run.name}@{sampler}"
         console.rule(f"[bold]{name}")
-        folder = run / "eval" / f"{config.name}{name[len(run.name) :]}"
+        folder = place / "eval" / f"{config.name}{name[len(run.name) :]}"
         results.append((name, run, evaluate(policy, config, folder, run, console)))
     reference = results[0][2]
     entries = tuple(_entry(name, run, result, reference) for name, run, result in results)
@@ -105,7 +107,7 @@ def compare(policies: Sequence[str], *, minutes: float, episodes: int, out: Path
 def _trained(source: str, minutes: float, out: Path) -> Path:
     """The run folder of `source`, training or resuming it first when `source` is a configuration."""
     if _is_policy(source):
-        return Path(source)
+        return local_folder(source)
     config = load_config(TrainConfig, source)
     run = out / Path(source).stem
     if (run / "config.yaml").exists():
@@ -130,8 +132,9 @@ def _trained(source: str, minutes: float, out: Path) -> Path:
 
 
 def _is_policy(source: str) -> bool:
-    """A run folder, or a folder of `kineflow compose`."""
-    return (Path(source) / "checkpoints").is_dir() or (Path(source) / "contract.json").is_file()
+    """A run folder, a folder of `kineflow compose`, or a shipped policy."""
+    folder = local_folder(source)
+    return (folder / "checkpoints").is_dir() or (folder / "contract.json").is_file()
 
 
 def _fixed(config: TrainConfig) -> TrainConfig:

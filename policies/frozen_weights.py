@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,11 +26,12 @@ def frozen_encoders(network: nn.Module) -> dict[str, Encoder]:
     return {name: module for name, module in network.named_modules() if isinstance(module, Encoder) and module.frozen}
 
 
-def save_network(network: nn.Module, file: Path) -> None:
-    """Weights to `file` (.safetensors), those that are kept elsewhere by fingerprint."""
+def save_network(network: nn.Module, file: Path, dtype: torch.dtype | None = None) -> None:
+    """Weights to `file` (.safetensors), those that are kept elsewhere by fingerprint; floating ones as `dtype` if given."""
     elsewhere = _elsewhere(network)
     metadata = {_HEADER + name: encoder.fingerprint() for name, encoder in elsewhere.items()}
-    save_file(own_tensors(network), file, metadata or None)
+    tensors = {name: v.to(dtype) if dtype and v.is_floating_point() else v for name, v in own_tensors(network).items()}
+    save_file(tensors, file, metadata or None)
 
 
 def own_tensors(network: nn.Module) -> dict[str, Tensor]:
