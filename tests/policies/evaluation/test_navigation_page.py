@@ -58,7 +58,7 @@ class Wanderer:
         actions[:, :, 0] = 0.5 + 0.1 * noise[:, :1]
         actions[:, :, 3] = 0.4 * noise[:, 1:]
         stamp = observation.stamp_s[:, -1]
-        return ActionChunk(actions, 0.1, stamp, np.where(stamp >= self.patience_s, 0.9, 0.1), np.full(len(noise), 0.1))
+        return ActionChunk(actions, 0.1, stamp, np.where(stamp >= self.patience_s, 0.9, 0.1), np.full(len(noise), 0.8))
 
 
 def config(**changes: object) -> EvalConfig:
