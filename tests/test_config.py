@@ -121,6 +121,8 @@ def test_every_shipped_config_loads() -> None:
     from kineflow.policies.compose.search import SearchConfig
     from kineflow.policies.eval_result import EvalConfig
     from kineflow.policies.flow_training import FlowTrainConfig
+    from kineflow.policies.navigation_table import TableConfig
+    from kineflow.policies.scene_training import SceneTraining
     from kineflow.policies.train import TrainConfig
 
     classes = {
@@ -131,6 +133,8 @@ def test_every_shipped_config_loads() -> None:
         "interfaces": Interface,
         "train": TrainConfig,
         "train_flow": FlowTrainConfig,
+        "table": TableConfig,
+        "train_scene": SceneTraining,
     }
     files = sorted(CONFIG_ROOT.rglob("*.yaml"))
     assert len(files) >= 6
