@@ -29,11 +29,11 @@ from kineflow.contracts import (
 from kineflow.policies.checkpoint import ChunkPolicy, load_policy
 from kineflow.policies.encoders.clip import CLIPText
 from kineflow.policies.encoders.colours import Colours
-from kineflow.policies.encoders.efficientnet_lite import EfficientNetLite
 from kineflow.policies.encoders.goal import GoalVision
+from kineflow.policies.encoders.scene_net import SceneNet
 from kineflow.policies.encoders.small_vit import SmallViT
 from kineflow.policies.encoders.state import State
-from kineflow.policies.encoders.static_words import HashedWords, StaticWords
+from kineflow.policies.encoders.static_words import HashedWords
 from kineflow.policies.field import HeadField
 from kineflow.policies.golden import golden_pair
 from kineflow.policies.guidance import ClassifierFreeGuidance, hidden
@@ -545,29 +545,32 @@ def test_halt_needs_an_answer() -> None:
 # --- Sizes ---
 
 
-EFFICIENT, LIKE_DINO = EfficientNetLite(128, 4, weights="random"), SmallViT(size=64, grid=4, width=384, depth=0)
+SCENE, LIKE_DINO = SceneNet("random"), SmallViT(size=64, grid=4, width=384, depth=0)
 
 
 @pytest.mark.parametrize(
     ("name", "millions", "frames"),
     [
-        ("navigation_flow", 5, EFFICIENT),
-        ("navigation_flow_small", 2, EFFICIENT),
-        ("navigation_diffusion", 5, EFFICIENT),
+        ("navigation_flow", 5, SCENE),
+        ("navigation_flow_small", 2, SCENE),
+        ("navigation_diffusion", 5, SCENE),
         ("navigation_flow_43m", 43, LIKE_DINO),
     ],
 )
-def test_shipped_sizes(name: str, millions: float, frames: EfficientNetLite | SmallViT) -> None:
+def test_shipped_sizes(name: str, millions: float, frames: SceneNet | SmallViT) -> None:
     """Without the frozen backbones, for which stand-ins of the same width are built here: no weights are fetched."""
     config, interface = load_config(TrainConfig, f"train/{name}").policy, load_config(Interface, "interfaces/navigation")
     assert isinstance(config.encoder, GoalVision)
-    words = HashedWords({StaticWords: 256, CLIPText: 512}[type(config.encoder.text)])
+    words = HashedWords(512) if isinstance(config.encoder.text, CLIPText) else config.encoder.text
     encoder = replace(config.encoder, frames=frames, text=words)
     config = replace(config, encoder=encoder)
     ones = FeatureStatistics(9, *((1.0,) * 4,) * 6)
     body, done = FeatureStatistics(9, *((1.0,) * 3,) * 6), FeatureStatistics(9, *((0.1,),) * 6)
-    chunk, state = FeatureStatistics(9, *((1.0,) * 32,) * 6), FeatureStatistics(9, *((1.0,) * 12,) * 6)
+    chunk, state = (
+        FeatureStatistics(9, *((1.0,) * 32,) * 6),
+        FeatureStatistics(9, *((1.0,) * 4 * config.horizons.observation,) * 6),
+    )
     known = {"velocity": ones, "embodiment": body, "stop": done, "action": ones, "action_chunk": chunk, "encoded_state": state}
     net = PolicyNetwork(config, interface, known)
-    trained = sum(p.numel() for p in net.parameters()) - sum(p.numel() for p in net.encoder.frames.parameters())
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
     assert trained / 1e6 == pytest.approx(millions, rel=0.1)
