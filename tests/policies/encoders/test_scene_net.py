@@ -65,3 +65,28 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
     save_file({"stem.0.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="weights of another network"):
         SceneNet(str(tmp_path / "other.safetensors")).build()
+
+
+def test_a_goal_is_compared_by_where_things_went_alone(encoder: SceneNetEncoder) -> None:
+    """The token of a goal frame changes with matches and with the goal's own motion, not with what anything looks like."""
+    from kineflow.policies.encoders.goal_tokens import Correspondence
+
+    torch.manual_seed(3)
+    comparison = Correspondence(encoder.moved, GRID * GRID, 4, 16)
+    cells = torch.randn(2, CELLS * CELLS, MATCH)
+    here, there = (torch.cat([features_of(c), torch.zeros(1, 36, 4)], dim=-1) for c in cells)
+    goal = torch.stack([there, here], dim=1)  # [1, 2 frames, 36, 164]
+    seconds = torch.tensor([0.0, 0.2])
+    tokens = comparison(here, goal, seconds)
+    assert tokens.shape == (1, 2, 16)
+    assert not torch.allclose(tokens[:, 0], tokens[:, 1])
+    painted, moving = goal.clone(), goal.clone()
+    painted[..., :LOOK] = torch.randn(1, 2, 36, LOOK)
+    moving[:, 1, :, -4:] += 1.0
+    torch.testing.assert_close(comparison(here, painted, seconds), tokens)
+    moved = comparison(here, moving, seconds)
+    torch.testing.assert_close(moved[:, 0], tokens[:, 0])
+    assert not torch.allclose(moved[:, 1], tokens[:, 1])
+    assert {name for name, _ in comparison.named_parameters()} == {
+        "inputs.weight", "inputs.bias", "outputs.weight", "outputs.bias", "time.weight",
+    }, "the frozen network is no part of what is trained here"  # fmt: skip
