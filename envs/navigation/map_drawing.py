@@ -50,7 +50,7 @@ class MapView:
         points: Float[np.ndarray, "P 2"],
         size: int,
         bounds: tuple[float, float, float, float] | None = None,
-        margin_m: float = 1.4,
+        margin_m: float = 1.9,
         least_m: float = 6.0,
     ) -> MapView:
         """The square that holds all points with a margin and is at least so large; within `bounds` x0, y0, x1, y1 if it fits."""
