@@ -36,7 +36,7 @@ def bench_flow(*, quick: bool) -> Iterator[Row]:
     with _one_thread() as cv2, torch.inference_mode():
         pairs = _film(8 if quick else 48)
         ours = FlowNet().build(4)
-        presets = {preset: DIS(preset).build(4) for preset in ("medium", "fast", "ultrafast")}  # type: ignore[arg-type]
+        presets = {preset: DIS(preset).build(4) for preset in ("medium", "fast", "ultrafast")}
         named = {f"dis_{preset}": _dis_version(cv2, preset) for preset in presets}
         errors = {f"dis_{preset}": end_point_error(flow.dense, pairs) for preset, flow in presets.items()}
         errors |= {"lucas_kanade": end_point_error(_lucas_kanade, pairs), "no_motion": end_point_error(_no_motion, pairs)}
@@ -76,8 +76,8 @@ def _time_rows(ours: SeeFlow, presets: dict[str, DISFlow], named: dict[str, str]
         yield _row(f"flow.ms.{name}", 1e3 * ms / REPEATS, 1e3 * theirs / REPEATS, "ms", version, goal, rounds, note, ratio)
     clip = pairs.frames.flatten(0, 1)[torch.arange(CLIP) % (3 * len(pairs))]
     few, count = max(rounds // 5, 3), CLIP - 1
-    clips = [timed(see, clip[:-1], clip[1:], 1) for see in (ours, presets["medium"].dense)]
-    ms, theirs, ratio = alternate(*clips, few)
+    mine, medium = (timed(see, clip[:-1], clip[1:], 1) for see in (ours, presets["medium"].dense))
+    ms, theirs, ratio = alternate(mine, medium, few)
     note = f"each pair of a clip of {CLIP} pictures, one thread"
     yield _row("flow.clip.dis_medium", 1e3 * ms / count, 1e3 * theirs / count, "ms", named["dis_medium"], None, few, note, ratio)
     yield from _raft_row(ours, before, after, few)
@@ -133,8 +133,10 @@ def _dis_version(cv2: Any, preset: str) -> str:
 def _one_thread() -> Iterator[Any]:
     cv2 = require("cv2", "for the optical flow DIS")
     threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1), cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     try:
         yield cv2
     finally:
-        torch.set_num_threads(threads), cv2.setNumThreads(cv2_threads)
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(cv2_threads)

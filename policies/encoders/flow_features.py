@@ -96,6 +96,8 @@ class LucasKanade:
 class LucasKanadeFlow(FlowEncoder):
     """`[N, P, 2]`: motion to the right and down, px of the reduced picture."""
 
+    config: LucasKanade
+
     def __init__(self, config: LucasKanade, grid: int) -> None:
         super().__init__()
         self.config, self.grid, self.dim = config, grid, 2

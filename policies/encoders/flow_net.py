@@ -95,14 +95,17 @@ class FlowNetFlow(DenseFlow):
         """In parts that fit the processor's cache; a single pair without Python in between."""
         if first.shape[0] == 1 and first.device.type == "cpu":
             return self._traced(compute, self.network.ready(), first, second)
-        parts = [compute(a, b) for a, b in zip(first.split(_FEW), second.split(_FEW)) if a.shape[0]]
-        return torch.cat(parts) if parts else compute(first.new_zeros(1, SIDE, SIDE, 3), first.new_zeros(1, SIDE, SIDE, 3))[:0]
+        if first.shape[0] == 0:
+            nothing = first.new_zeros(1, SIDE, SIDE, 3)
+            return compute(nothing, nothing)[:0]
+        starts = range(0, first.shape[0], _FEW)
+        return torch.cat([compute(first[start : start + _FEW], second[start : start + _FEW]) for start in starts])
 
     def _dense(self, first: Tensor, second: Tensor) -> Float[Tensor, "N 2 96 96"]:
         return upsampled(self._cells(first, second), SIDE)
 
     def _parts(self, first: Tensor, second: Tensor) -> Float[Tensor, "N P 4"]:
-        moved = self._cells(first, second).transpose(1, 2).unflatten(2, (CELLS, CELLS))
+        moved = self._cells(first, second).transpose(1, 2).reshape(-1, 2, CELLS, CELLS)
         return motion_of_parts(moved * (-_CELL_PX / SIDE), self.grid)
 
     def _cells(self, first: Tensor, second: Tensor) -> Float[Tensor, "N 144 2"]:
@@ -133,6 +136,14 @@ class FlowNetwork(nn.Module):
     matrix: `_Ready` holds what is computed with.
     """
 
+    prior_at: Tensor
+    place: Tensor
+    moments: Tensor
+    scales: Tensor
+    grey_at: Tensor
+    to_greys: Tensor
+    to_greys_t: Tensor
+
     def __init__(self, features: int = 20, mixed: int = 24, descriptor: int = 32, seen: int = 16, hidden: int = 28) -> None:
         super().__init__()
         self.features, self.seen = features, seen
@@ -149,7 +160,7 @@ class FlowNetwork(nn.Module):
         self._begin()
         self._constants(hidden)
         self._ready: _Ready | None = None
-        self.register_load_state_dict_post_hook(_forgotten)
+        self.register_load_state_dict_post_hook(_forgotten)  # type: ignore[no-untyped-call]
 
     def _begin(self) -> None:
         """A start from which training is short: descriptors that tell apart, a plain grey, corrections of nothing."""
@@ -190,7 +201,8 @@ class FlowNetwork(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> FlowNetwork:
         self._ready = None  # it holds tensors of the old device
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def ready(self) -> _Ready:
         """The weights as they are computed with; kept until they change, where they are not being trained."""
@@ -237,7 +249,7 @@ class FlowNetwork(nn.Module):
         self, ready: _Ready, logits: Float[Tensor, "N 144 144"], cells: Float[Tensor, "N 144 D"]
     ) -> tuple[Float[Tensor, "N 144 C"], Float[Tensor, "N 144 2"]]:
         expected = torch.bmm(logits.softmax(dim=-1), ready.moments.expand(cells.shape[0], -1, -1))
-        mean, square = expected.split(2, dim=-1)
+        mean, square = expected[..., :2], expected[..., 2:]
         moved, variance = mean - ready.place, torch.addcmul(square, mean, mean, value=-1)
         around = torch.cat([moved, variance, torch.relu(cells[..., : self.seen])], dim=-1)
         hidden = _everywhere(torch.relu_(_conv(around, *ready.smooth)), *ready.smooth_all)
@@ -317,7 +329,7 @@ class _Alignment:
         share = _SLOPE / (squares[:, :1] * squares[:, 1:] - mixed * mixed)
         squares, mixed = squares * share, mixed * -share
         # The inverse of the matrix of squares and mixed products, [N, 2, 2, 144].
-        self._inverse = torch.cat([squares[:, 1:], mixed, mixed, squares[:, :1]], dim=1).unflatten(1, (2, 2))
+        self._inverse = torch.cat([squares[:, 1:], mixed, mixed, squares[:, :1]], dim=1).view(-1, 2, 2, CELLS * CELLS)
 
     def step(
         self, places: Float[Tensor, "N 48 48 2"], measure: bool

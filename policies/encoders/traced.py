@@ -24,7 +24,7 @@ class Traced:
         return Traced()
 
     def __call__(self, compute: Callable[[Tensor, Tensor], Tensor], weights: object, first: Tensor, second: Tensor) -> Tensor:
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[no-untyped-call, attr-defined]
             return compute(first, second)
         key = (compute.__name__, first.dtype)
         if key not in self._recorded or self._recorded[key][0] is not weights:

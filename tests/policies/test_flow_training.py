@@ -60,6 +60,19 @@ def test_flow_leads_to_the_same_brightness(pairs: FlowPairs) -> None:
         assert along < 0.45 * still, f"{along:.1f} grey levels along the flow, {still:.1f} without"
 
 
+def test_mirroring_keeps_pixels_and_their_flow_together() -> None:
+    """Each column of the pictures holds its number, each kept one of the flow that of its own: to the pixel."""
+    columns = torch.arange(96.0)
+    frames = columns[:, None].expand(2, 3, 96, 96, 3)
+    flow = torch.stack([columns[::2], -columns[::2]]).unsqueeze(1).expand(2, 6, 2, 48, 48)
+    turned, moved, known = mirrored(frames, flow, (flow > 40)[:, :, 0])
+    at = turned[0, 0, 0, ::2, 0]
+    assert at[0] == 94
+    assert torch.equal(moved[0, 0, 0, 0], -at)
+    assert torch.equal(moved[0, 0, 1, 0], -at)
+    assert torch.equal(known[0, 0, 0], at > 40)
+
+
 def test_a_burst_has_its_pairs_both_ways(pairs: FlowPairs) -> None:
     assert torch.equal(pairs.gap[:, 0::2], pairs.gap[:, 1::2])
     assert torch.equal(pairs.gap[:, 0] + pairs.gap[:, 4], pairs.gap[:, 2])  # 0 to 1 and 1 to 2 are 0 to 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import cv2
@@ -130,6 +131,19 @@ def test_frozen_in_a_policy(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in flow.parameters())
     assert not flow.train().network.training
     assert sum(parameter.numel() for parameter in flow.parameters()) < 50_000
+
+
+def test_new_weights_are_seen() -> None:
+    """Also by what was recorded of a single pair, and by what a copy recorded."""
+    before, after = moved(3.0, 0.0)
+    flow = FlowNet("random").build(4)
+    untrained = flow(before, after)
+    copied = copy.deepcopy(flow)
+    flow.network.load_state_dict(FlowNet().build(4).network.state_dict())
+    trained = FlowNet().build(4)(before, after)
+    assert torch.allclose(flow(before, after), trained, atol=1e-5)
+    assert torch.equal(copied(before, after), untrained)
+    assert (trained - untrained).abs().max() > 0.05
 
 
 def test_the_cache_knows_the_weights() -> None:
