@@ -82,6 +82,21 @@ def test_frames_of_other_sizes() -> None:
     assert (ours(before, after)[..., :2] - ours(*small)[..., :2]).abs().max() < 0.15
 
 
+def test_raft_is_in_pixels_of_the_frames() -> None:
+    """Its network sees 96 x 160 px as 128 x 160: 8 px of its own down are 6."""
+    raft = RAFT("random").build(4)
+
+    class EightPixels(torch.nn.Module):
+        def forward(self, first: torch.Tensor, second: torch.Tensor, num_flow_updates: int) -> list[torch.Tensor]:
+            return [torch.full((len(first), 2, *first.shape[2:]), 8.0)]
+
+    raft.network = EightPixels()
+    frames = torch.zeros(1, 96, 160, 3, dtype=torch.uint8)
+    flow = raft.dense(frames, frames)
+    assert flow.shape == (1, 2, 96, 160)
+    assert torch.allclose(flow.mean(dim=(0, 2, 3)), torch.tensor([8.0, 6.0]))
+
+
 @pytest.mark.parametrize("config", [FlowNet(), DIS(), RAFT("random", updates=1)], ids=["ours", "DIS", "RAFT"])
 def test_one_by_one_or_together(config: FlowNet | DIS | RAFT) -> None:
     """A batch gives what its pairs give alone, and an empty one nothing."""
