@@ -14,6 +14,7 @@ from kineflow.policies.bench.compose import bench_compose
 from kineflow.policies.bench.env import bench_env
 from kineflow.policies.bench.flow import bench_flow
 from kineflow.policies.bench.head import bench_head
+from kineflow.policies.bench.policy import bench_policy
 from kineflow.policies.bench.rows import BenchReport, Row
 from kineflow.policies.bench.sampler import bench_sampler
 from kineflow.policies.bench.train import bench_train
@@ -27,6 +28,7 @@ BENCHES: dict[str, Callable[..., Iterator[Row]]] = {
     "data": bench_data,
     "env": bench_env,
     "flow": bench_flow,
+    "policy": bench_policy,
 }
 
 
