@@ -128,7 +128,8 @@ class RunningEpisode:
         self.cursors: list[int] = []
         self.stop_probabilities: list[float] = []
         self.distances = [float(info["distance"])] if "distance" in info else []
-        self.clipped, self.success, self.done, self.stopped_at, self.info = 0, False, False, None, info
+        self.clipped, self.success, self.done, self.info = 0, False, False, info
+        self.stopped_at: int | None = None  # the step before which the policy said stop
 
     def observation(self) -> Observation:
         """History `[T, ...]`, oldest first, in the order of the contract's features."""

@@ -192,4 +192,3 @@ def _film(
                 valid[i, j] = ok
     colour, noun = (np.stack(part) for part in zip(*named))
     return np.stack(frames), place, valid, colour, noun
-

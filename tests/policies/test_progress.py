@@ -84,5 +84,5 @@ def test_progress_names_a_video() -> None:
     policy = load_config(TrainConfig, "train/navigation_flow").policy
     with pytest.raises(KineflowError, match=r"policy.progress is 'image', .* name a video"):
         replace(policy, progress="image")
-    with pytest.raises(KineflowError, match="is .clip., policy"):
+    with pytest.raises(KineflowError, match=r"is .clip., policy"):
         replace(policy, progress="clip", goals={"video": GoalSpec("video", 96, 96, 4, 5.0)})
