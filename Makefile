@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := train,sim,humanoid,vision,report,hdf5,lerobot,ros,remote,versioned,scale,dev,parity
 DEMO_MINUTES ?= 6
+PYTEST ?= -n auto --dist loadfile
 
 .PHONY: demo test check lint types slow setup clean
 demo: setup

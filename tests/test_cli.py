@@ -267,7 +267,7 @@ def test_unknown_argument_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> No
         (["train", "--resume", "nowhere"], ["nowhere", "not a run folder"]),
         (["train", "train/pusht_flow", "--resume", "nowhere"], ["--resume takes the run folder and nothing else"]),
         (["compare", "train/pusht_flow", "train/pusht_diffusion@foo:3"], ["train/pusht_diffusion@foo:3", "NAME@SOLVER:STEPS"]),
-        (["eval", "nowhere"], ["nowhere", "give a run folder, a checkpoint folder or a hub name"]),
+        (["eval", "nowhere"], ["nowhere", "give a run folder, a checkpoint folder, a hub name"]),
         (["data", "info", "nowhere"], ["nowhere", "not an episode store"]),
     ],
 )
