@@ -30,7 +30,7 @@ class FrameTokens(nn.Module):
     def forward(self, features: Cells, offsets_s: Float[Tensor, "L"]) -> Float[Tensor, "B L P W"]:
         return F.linear(self.parts(features), self.matrix()) + self.offsets(offsets_s)
 
-    def parts(self, features: Cells) -> Cells:
+    def parts(self, features: Cells) -> Float[Tensor, "B L P inputs"]:
         """What a token is linear in: `parts @ matrix.T + offsets`."""
         look = F.rms_norm(features[..., : self.dim], (self.dim,))
         if self.motion is None:
