@@ -97,6 +97,6 @@ def _columns(result: EvalResult) -> tuple[Column, ...]:
 def _command(config: EvalConfig) -> str:
     trial = config.navigation
     return (
-        f"kineflow eval RUN eval/navigation --navigation.embodiment {trial.embodiment} --navigation.goal {trial.goal} "
+        f"kineflow eval RUN --config eval/navigation --navigation.embodiment {trial.embodiment} --navigation.goal {trial.goal} "
         f"--navigation.loop {trial.loop} --episodes {config.episodes} --seed-start {config.seed_start}"
     )

@@ -1,4 +1,7 @@
-"""What an evaluation of visual navigation asks of a policy: `kineflow eval RUN eval/navigation --navigation.embodiment drone`."""
+"""What an evaluation of visual navigation asks of a policy.
+
+kineflow eval RUN --config eval/navigation --navigation.embodiment drone --navigation.goal image
+"""
 
 from __future__ import annotations
 
