@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # robots import this file with NumPy alone
 
 CONTRACT_VERSION = 1
 CLOCK = "t=0 noise, t=1 data"
+PrefixMethod = Literal["guided", "exact", "start"]
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,16 @@ class ActionChunk:
 
 @dataclass(frozen=True)
 class CommittedPrefix:
-    """Actions of the previous chunk that will be executed whatever is sampled now (Real-Time Chunking)."""
+    """Actions of the previous chunk that will be executed whatever is sampled now (Real-Time Chunking).
+
+    `method`: "guided" without gradients; "exact" with them, through the network; "start": the first `delay` actions are given,
+    for policies that learned it (`FlowMatching.clean_start`).
+    """
 
     actions: Float[np.ndarray, "B H A"]
     soft_mask: Float[np.ndarray, "B H"]  # 1: keep, 0: free
     delay: int  # actions consumed until the new chunk arrives
+    method: PrefixMethod = "guided"
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,7 @@ class SamplerSpec:
     guidance_interval: tuple[float, float] = (-math.inf, math.inf)  # of lambda: where guidance_scale holds
     clip: float | None = None  # bound on the denoised chunk, inf: none; None: contracts of version 1 that do not say
     diffusion: float | None = None  # k of the solver "sde"; None: not that solver
+    clean_start: int = 0  # committed actions that it learned to begin a chunk with (training-time RTC)
 
 
 @dataclass(frozen=True)

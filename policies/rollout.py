@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from kineflow.contracts import KineflowError, Observation, Policy, SamplingRequest
+from kineflow.policies.noise_seed import noise_seed as noise_seed
 from kineflow.policies.running_episode import Environment, EpisodeResult, GoalEnvironment, RunningEpisode
 from kineflow.policies.told import Told
 
@@ -93,11 +94,6 @@ class Rollout:
                 )
             slot.hear(chunk, slot.seed % self.batch)
             slot.execute(actions, self.call_s[-1])
-
-
-def noise_seed(episode_seed: int, chunk_index: int) -> int:
-    """Seed (63 bits) of the noise behind one chunk, from its episode and its place there alone."""
-    return int(np.random.SeedSequence((episode_seed, chunk_index)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _distinct_rows(slots: Sequence[RunningEpisode], batch: int) -> list[list[RunningEpisode]]:

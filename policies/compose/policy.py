@@ -262,7 +262,7 @@ def _padded(prefix: CommittedPrefix, size: int) -> CommittedPrefix:
     """A prefix for all steps that are solved: those after the chunk's end are free."""
     more = size - prefix.actions.shape[1]
     actions, mask = np.pad(prefix.actions, ((0, 0), (0, more), (0, 0))), np.pad(prefix.soft_mask, ((0, 0), (0, more)))
-    return CommittedPrefix(actions, mask, prefix.delay)
+    return CommittedPrefix(actions, mask, prefix.delay, prefix.method)
 
 
 def _remembered_head(parent: ChunkPolicy) -> Remembered[HeadLevel] | None:
