@@ -55,6 +55,7 @@ class SampleOptions:
     steps: int | None = None
     guidance_scale: float | None = None
     guide: Guide | None = None  # wraps the head's Field after its classifier-free guidance and clip
+    committed: tuple[Chunk, Tensor] | None = None  # normalised actions and how many of each row the chunk begins with
 
 
 DEFAULT_OPTIONS = SampleOptions()

@@ -6,11 +6,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from kineflow.contracts import KineflowError
 from kineflow.policies.paths import NoisePath, PathPoint
 from kineflow.policies.predictions import Prediction, from_denoised, to_denoised
 from kineflow.policies.time_densities import TimeDensity as TimeDensity, TimeLaw
 
 Weight = Float[Tensor, "B H"] | Bool[Tensor, "B H"]  # of each action in the loss; 0: padding
+NO_START = 0.3
 Losses = Float[Tensor, "B"]
 
 
@@ -23,6 +25,27 @@ def draw_times(
     if path.num_steps is not None:
         t = torch.floor(t * path.num_steps).clamp(max=path.num_steps - 1) / path.num_steps
     return t.to(like).clamp(max=1 - torch.finfo(like.dtype).eps)  # rounding must not reach 1, where some targets are infinite
+
+
+def with_clean_start(
+    t: Float[Tensor, "B *per_action"], weight: Weight, most: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B H"]]:
+    """Training-time RTC (arXiv 2512.05964): the first d actions of a row are clean, t = 1, and not in its loss.
+
+    d is 0 in three rows of ten, else uniform in 1 ... `most`: with fewer zeros, chunks without a start got bad in our toy.
+
+    Raises:
+        KineflowError: chunks that may be all start.
+    """
+    rows, horizon = weight.shape
+    if not most < horizon:
+        raise KineflowError(f"clean_start is {most}, chunks have {horizon} actions; leave at least one to learn")
+    drawn = torch.rand((2, rows), generator=generator, device=generator.device).to(t.device)
+    delay = torch.where(drawn[0] < NO_START, 0, 1 + torch.floor(drawn[1] * most).clamp(max=most - 1))
+    clean = torch.arange(horizon, device=t.device) < delay[:, None]
+    each = t if t.ndim == 2 else t[:, None].expand(rows, horizon)
+    # As close to 1 as `draw_times` goes: at 1 itself some targets are infinite, weight zero or not.
+    return torch.where(clean, 1 - torch.finfo(t.dtype).eps, each), weight.to(t.dtype) * ~clean
 
 
 def draw_normal(like: Float[Tensor, "*shape"], generator: torch.Generator) -> Float[Tensor, "*shape"]:

@@ -24,9 +24,19 @@ from kineflow.policies.couplings import Coupling, coupled
 from kineflow.policies.field import DEFAULT_OPTIONS, Chunk, Field, Head, HeadField, Level, NullTokens, SampleOptions, Tokens
 from kineflow.policies.flow_map import FlowMap as FlowMap
 from kineflow.policies.guidance import ClassifierFreeGuidance, Clip
-from kineflow.policies.losses import Losses, TimeDensity, Weight, draw_normal, draw_times, exchange_rate, row_mean
+from kineflow.policies.losses import (
+    Losses,
+    TimeDensity,
+    Weight,
+    draw_normal,
+    draw_times,
+    exchange_rate,
+    row_mean,
+    with_clean_start,
+)
 from kineflow.policies.paths import CondOT, Path, SquaredCos
 from kineflow.policies.predictions import Denoised, Prediction, from_denoised, network_input
+from kineflow.policies.real_time_chunking import CommittedStart
 from kineflow.policies.regression import MIP as MIP, Regression as Regression
 from kineflow.policies.samplers import RowNoise, SolverName, solver_of
 from kineflow.policies.time_densities import TimeLaw
@@ -66,6 +76,7 @@ class FlowMatching:
     time_parameters: tuple[float, float] | None = None  # beta: a, b; logit_normal: mean, std; None: those of pi0 and MeanFlow
     time_shift: float = 1.0  # above 1: more noise, see TimeLaw
     per_action_time: bool = False  # a time for each action [B, H] instead of one for the row [B]
+    clean_start: int = 0  # training-time RTC: chunks begin with up to so many committed actions, see losses.py; 0: none
     coupling: Coupling = "independent"
     condition_dropout: float = 0.0
     solver: SolverName = "euler"
@@ -82,6 +93,8 @@ class FlowMatching:
         _ = self.times  # for its checks
         if not 0 <= self.t_eps < 1:
             raise KineflowError(f"t_eps is {self.t_eps:g}; it is a time, at least 0 (no bound) and below 1")
+        if self.clean_start < 0:
+            raise KineflowError(f"clean_start is {self.clean_start}; it counts committed actions, 0 for none")
         if not 0 <= self.condition_dropout < 1:
             raise KineflowError(f"condition_dropout is {self.condition_dropout:g}; it is a probability below 1")
         if self.guidance_scale != 1 and self.condition_dropout == 0:
@@ -93,6 +106,8 @@ class FlowMatching:
         timed = actions[:, :, 0] if self.per_action_time else actions[:, 0, 0]
         t = draw_times(self.path, self.times, timed, generator)
         noise = coupled(self.coupling, draw_normal(actions, generator), actions, condition, weight)
+        if self.clean_start:
+            t, weight = with_clean_start(t, weight, self.clean_start, generator)
         return self.regress(head, Denoised(actions, noise), t, condition, weight)
 
     def regress(self, head: Head, truth: Denoised, t: Level, condition: Tokens | None, weight: Weight) -> Losses:
@@ -123,7 +138,10 @@ class FlowMatching:
         lambdas = self.grid(self.path, self.steps if options.steps is None else options.steps)
         denoise = self.field(head, options.null_condition, options.guidance_scale)
         denoise = options.guide(denoise) if options.guide else denoise
-        return solver_of(self.solver, self.diffusion)(denoise, noise.draw(), lambdas, condition, noise)
+        solver = solver_of(self.solver, self.diffusion)
+        if options.committed:
+            solver = CommittedStart(solver, *options.committed)
+        return solver(denoise, noise.draw(), lambdas, condition, noise)
 
     def sampler_spec(self) -> SamplerSpec:
         return SamplerSpec(
@@ -136,6 +154,7 @@ class FlowMatching:
             guidance_interval=self.guidance_interval,
             clip=self.clip,
             diffusion=self.diffusion if self.solver == "sde" else None,
+            clean_start=self.clean_start,
         )
 
 

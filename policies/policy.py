@@ -37,7 +37,7 @@ from kineflow.policies.policy_statistics import (
     required,
     state_spec,
 )
-from kineflow.policies.real_time_chunking import continue_prefix
+from kineflow.policies.real_time_chunking import committed_start, continue_prefix
 from kineflow.policies.samplers import RowNoise
 from kineflow.policies.side_heads import SideHeads
 
@@ -117,8 +117,11 @@ class PolicyNetwork(SideHeads):
     ) -> ActionChunk:
         """`predict` for what is encoded already; `stamp_s` `[B, T]` is the observation's."""
         noise = RowNoise(request.seeds, (self.config.horizons.prediction, self.action_dim), device=self.action_scale.device)
+        shape = (len(request.seeds), *self.action_scale.shape)
+        begins = request.prefix is not None and request.prefix.method == "start"
+        committed = committed_start(request.prefix, shape, encoded.units) if begins and request.prefix else None
         guides = [self._continue(request, encoded.units), guide(encoded.units) if guide else None]
-        options = SampleOptions(self.null_condition, request.steps, request.guidance_scale, in_order(*guides))
+        options = SampleOptions(self.null_condition, request.steps, request.guidance_scale, in_order(*guides), committed)
         head = self.head.fixed(encoded.condition) if isinstance(self.head, FlowDiTHead) else self.head
         chunk = self.config.objective.sample(head, noise, encoded.condition, options)
         actions = encoded.units.restore(chunk).float().cpu().numpy()
@@ -135,6 +138,10 @@ class PolicyNetwork(SideHeads):
                 f"this policy takes no prefix: {type(objective).__name__} has no noise levels at which to guide it; "
                 "leave it out or use a flow or diffusion policy"
             )
+        if request.prefix.method == "start":
+            if isinstance(objective, FlowMap):
+                raise ContractError("a FlowMap policy jumps and cannot begin with given actions; ask for a guided prefix")
+            return None
         chunk_shape = (len(request.seeds), *self.action_scale.shape)
         return continue_prefix(request.prefix, chunk_shape, units, request.steps or objective.steps)
 

@@ -80,6 +80,23 @@ class RealTimeChunking:
 
 def continue_prefix(prefix: CommittedPrefix, shape: tuple[int, ...], units: ActionUnits, steps: int) -> Guide:
     """The Guide that `SamplingRequest.prefix` asks for in chunks of `shape`; beta is 5, or `steps` where that is less."""
+    if prefix.method == "start":
+        raise ContractError("this policy cannot begin with given actions; ask for a prefix of method guided or exact")
+    previous, weight = _normalised(prefix, shape, units)
+    jacobian: Literal["none", "exact"] = "exact" if prefix.method == "exact" else "none"
+    return lambda field: RealTimeChunking(field, previous, weight, steps, min(DEFAULT_BETA, float(steps)), jacobian)
+
+
+def committed_start(prefix: CommittedPrefix, shape: tuple[int, ...], units: ActionUnits) -> tuple[Chunk, Tensor]:
+    """What `SampleOptions.committed` takes, for a prefix of method "start"."""
+    previous, _ = _normalised(prefix, shape, units)
+    if not 0 <= prefix.delay < shape[1]:
+        raise ContractError(f"the prefix commits {prefix.delay} actions of a chunk of {shape[1]}; some must be left to choose")
+    return previous, torch.full((shape[0],), prefix.delay, device=previous.device)
+
+
+def _normalised(prefix: CommittedPrefix, shape: tuple[int, ...], units: ActionUnits) -> tuple[Chunk, Float[Tensor, "B H"]]:
+    """Actions and weights, checked."""
     actions, mask = prefix.actions, prefix.soft_mask
     if actions.shape != shape or mask.shape != shape[:2]:
         raise ContractError(
@@ -88,9 +105,7 @@ def continue_prefix(prefix: CommittedPrefix, shape: tuple[int, ...], units: Acti
         )
     if not ((mask >= 0) & (mask <= 1)).all() or not np.isfinite(actions[mask > 0]).all():
         raise ContractError("a prefix needs weights from 0 to 1 and finite actions where they are above 0; drop this prefix")
-    previous = units.normalise(torch.from_numpy(actions).to(units.scale))
-    weight = torch.from_numpy(mask).to(units.scale)
-    return lambda field: RealTimeChunking(field, previous, weight, steps, beta=min(DEFAULT_BETA, float(steps)))
+    return units.normalise(torch.from_numpy(actions).to(units.scale)), torch.from_numpy(mask).to(units.scale)
 
 
 @dataclass(frozen=True)
