@@ -1,0 +1,167 @@
+"""How fast the base may move in which direction: able to stop before what range scan and depth see, and before the fence.
+
+Each obstacle point or piece of fence is a half-plane of the body's velocity: with unit vector n toward it and `room` metres
+left after footprint and margin, the closing speed n . v keeps v latency + v^2 / (2 deceleration) <= room, that is
+
+    n . v <= h(room) = sqrt((d L)^2 + 2 d room) - d L        (0 without room: moving away stays possible, turning too)
+
+For a round footprint this is exact on every path, straight or curved, and along walls (the distance shrinks by n . v dt).
+Data that is `age` seconds old counts as so much more latency: the body may have come closer at that speed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kineflow.deploy.robot_profile import Geofence, KeepOut
+from kineflow.interface import KineflowError
+
+if TYPE_CHECKING:  # robots import this file with NumPy alone
+    from jaxtyping import Float, UInt16
+
+
+@dataclass(frozen=True)
+class Mount:
+    """Where a sensor sits in the base frame: metres, and radians of yaw, pitch (nose down positive) and roll, applied in that
+    order. A depth camera's own axes are those of optics (z ahead, x right, y down); its mount turns x ahead, y left, z up."""
+
+    x: float = 0.0
+    y: float = 0.0
+    z: float = 0.0
+    yaw: float = 0.0
+    pitch: float = 0.0
+    roll: float = 0.0
+
+    def to_base(self, points: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
+        (cy, cp, cr), (sy, sp, sr) = np.cos([self.yaw, self.pitch, self.roll]), np.sin([self.yaw, self.pitch, self.roll])
+        turn = np.array(
+            [
+                [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
+                [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
+                [-sp, cp * sr, cp * cr],
+            ]
+        )
+        turned: np.ndarray = points @ turn.T + np.array([self.x, self.y, self.z])
+        return turned
+
+
+@dataclass(frozen=True)
+class Pinhole:
+    """Intrinsics of a depth camera in pixels, as in sensor_msgs/CameraInfo."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+
+@dataclass(frozen=True)
+class HalfPlanes:
+    """Unit vectors `toward` what must not be touched, base frame, and the metres of `room`; received at `received_s`."""
+
+    toward: Float[np.ndarray, "N 3"]
+    room: Float[np.ndarray, "N"]
+    received_s: float
+
+    def closing_speed(self, now_s: float, deceleration: float, latency_s: float) -> Float[np.ndarray, "N"]:
+        """The greatest closing speed to each in m/s: h above, for data of this age."""
+        slow = deceleration * (latency_s + max(0.0, now_s - self.received_s))
+        speed: np.ndarray = np.sqrt(slow * slow + 2 * deceleration * np.maximum(self.room, 0.0)) - slow
+        return speed
+
+
+def from_ranges(
+    angles: Float[np.ndarray, "N"],
+    metres: Float[np.ndarray, "N"],
+    mount: Mount,
+    footprint_m: float,
+    config: KeepOut,
+    reach_m: float,
+    received_s: float,
+) -> HalfPlanes | None:
+    """Of one planar scan, angles counter-clockwise from the sensor's x axis. `inf` is free, `-inf` closer
+    than the sensor can tell (REP 117), NaN and negative were not measured; None where not a single beam was: such a scan must not count as having looked."""
+    angles, metres = np.asarray(angles, np.float64), np.asarray(metres, np.float64)
+    if angles.shape != metres.shape or angles.ndim != 1:
+        raise KineflowError(f"range scan: {metres.shape} distances for {angles.shape} angles; give one angle per distance")
+    metres = np.where(metres == -math.inf, 0.01, metres)
+    if not np.any(metres >= 0):
+        return None
+    near = np.flatnonzero((metres >= 0) & (metres < math.inf))
+    flat = metres[near, None] * np.stack([np.cos(angles[near]), np.sin(angles[near]), np.zeros(len(near))], axis=1)
+    points = mount.to_base(flat)
+    points[:, 2] = 0.0  # one height stands for all: a planar scan keeps the body away sideways
+    return _planes(points, footprint_m, config.margin_m, reach_m, received_s)
+
+
+def from_depth(
+    depth: Float[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"],
+    camera: Pinhole,
+    mount: Mount,
+    footprint_m: float,
+    config: KeepOut,
+    reach_m: float,
+    received_s: float,
+    stride: int = 8,
+) -> HalfPlanes | None:
+    """Of one depth image, float metres or uint16 millimetres along the optical axis; 0 and NaN were not measured (a hole says
+    nothing), `inf` is free. Of every `stride` x `stride` block the nearest pixel counts. None where nothing was measured."""
+    if depth.ndim != 2:
+        raise KineflowError(f"depth image has shape {depth.shape}; give [H, W], metres or uint16 millimetres")
+    z = depth * 1e-3 if depth.dtype == np.uint16 else np.asarray(depth, np.float64)
+    z = np.where(z > 0, z, math.nan)  # NaN fails the comparison too
+    if np.isnan(z).all():
+        return None
+    height, width = (n // stride * stride for n in z.shape)
+    blocks = np.where(np.isnan(z), math.inf, z)[:height, :width].reshape(height // stride, stride, width // stride, stride)
+    nearest = blocks.transpose(0, 2, 1, 3).reshape(height // stride, width // stride, stride * stride)
+    pixel, z = nearest.argmin(-1), nearest.min(-1)
+    row = np.arange(height // stride)[:, None] * stride + pixel // stride
+    column = np.arange(width // stride)[None, :] * stride + pixel % stride
+    seen = z < math.inf
+    ahead, u, v = z[seen], column[seen], row[seen]
+    points = mount.to_base(np.stack([ahead, -(u - camera.cx) / camera.fx * ahead, -(v - camera.cy) / camera.fy * ahead], axis=1))
+    points = points[(points[:, 2] >= config.low_m) & (points[:, 2] <= config.high_m)]
+    points[:, 2] = 0.0  # an upright cylinder as high as the band
+    return _planes(points, footprint_m, config.margin_m, reach_m, received_s)
+
+
+def from_fence(
+    fence: Geofence, x: float, y: float, z: float, yaw: float, footprint_m: float, received_s: float
+) -> HalfPlanes | None:
+    """Of the fence, seen from this pose (metres and radians in the fence's frame). None outside of it."""
+    corners = np.array(fence.polygon)
+    ends = np.roll(corners, -1, axis=0)
+    here = np.array([x, y])
+    if not (_inside(corners, ends, here) and fence.low_m <= z <= fence.high_m):
+        return None
+    edge = ends - corners
+    along = np.clip(((here - corners) * edge).sum(1) / np.maximum((edge * edge).sum(1), 1e-12), 0.0, 1.0)
+    way = corners + along[:, None] * edge - here
+    turn = np.array([[math.cos(yaw), math.sin(yaw)], [-math.sin(yaw), math.cos(yaw)]])
+    points = np.concatenate([way @ turn.T, np.zeros((len(way), 1))], axis=1)
+    level = _planes(points, footprint_m, 0.0, math.inf, received_s)
+    bands = [(1.0, fence.high_m - z), (-1.0, z - fence.low_m)]
+    caps = [(sign, room) for sign, room in bands if room < math.inf]
+    toward = np.concatenate([level.toward, np.array([[0.0, 0.0, sign] for sign, _ in caps]).reshape(-1, 3)])
+    return HalfPlanes(toward, np.concatenate([level.room, np.array([room for _, room in caps])]), received_s)
+
+
+def _planes(points: np.ndarray, footprint_m: float, margin_m: float, reach_m: float, received_s: float) -> HalfPlanes:
+    distance = np.sqrt((points * points).sum(1))
+    near = distance - footprint_m - margin_m < reach_m  # further ones never bind at the speeds of this body
+    points, distance = points[near], distance[near]
+    return HalfPlanes(points / np.maximum(distance, 1e-9)[:, None], distance - footprint_m - margin_m, received_s)
+
+
+def _inside(corners: np.ndarray, ends: np.ndarray, here: np.ndarray) -> bool:
+    """Even-odd rule: how many edges a ray from here along +x crosses."""
+    (ax, ay), (bx, by) = corners.T, ends.T
+    spans = (ay > here[1]) != (by > here[1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        crossing = ax + (here[1] - ay) * (bx - ax) / (by - ay)
+    return bool(np.count_nonzero(spans & (here[0] < crossing)) % 2)
