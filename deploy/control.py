@@ -6,6 +6,7 @@ answer ---check---> executor <--- observations          tick(now): executor's in
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,11 +29,11 @@ class Governs(Protocol):
 class Ungoverned:
     """No limits: for simulated worlds that bound their actions themselves. Where nothing is wanted, `rest` is commanded."""
 
-    rest: np.ndarray
+    rest: Callable[[], np.ndarray]
 
     def govern(self, intent: Intent, now_s: float) -> Command:
         if intent.action is None:
-            return Command(self.rest, "stop", (intent.reason,), None)
+            return Command(self.rest(), "stop", (intent.reason,), None)
         return Command(intent.action, "pass", (), intent.action)
 
     def check_chunk(self, actions: np.ndarray, stamp_s: float, now_s: float) -> str:

@@ -76,6 +76,11 @@ class Executor:
         return self._epoch
 
     @property
+    def has_arrived(self) -> bool:
+        """The policy said so: nothing is executed until there is another goal."""
+        return self._told is not None and self._told.has_arrived
+
+    @property
     def longest_delay(self) -> int:
         """Actions that may pass before a chunk comes, so that the old one lasts: d <= H - s, s being at least d."""
         if self.config.mode == "receding":
@@ -116,7 +121,7 @@ class Executor:
         self._executing: tuple[np.ndarray, Placed] | None = None
         self._previous: np.ndarray | None = None
         self._pace = Pace(None, 0)
-        self._why = reason
+        self._why = self._said = reason
 
     def question(self, now_s: float) -> Question | None:
         """What the policy is to be asked now, once; None while nothing is due."""
@@ -137,7 +142,7 @@ class Executor:
         self._watch_clock(now_s)
         self._make_question(now_s)
         if reason := self._stopped(now_s) or (self._slow if self._pace.is_too_slow else ""):
-            self._rest(reason)
+            self._rest()
             return self._intent(None, reason, -1)
         self._advance(now_s)
         if self._executing is None:
@@ -146,6 +151,7 @@ class Executor:
         return self._intent(action, "", self._consumed - 1 - chunk.begin)
 
     def _intent(self, action: np.ndarray | None, reason: str, index: int) -> Intent:
+        self._said = reason
         return Intent(action, reason, self.observations.heard_s, self._epoch, index)
 
     def answer(self, question: Question, chunk: ActionChunk, now_s: float) -> str:
@@ -200,7 +206,7 @@ class Executor:
             "mode": self.config.mode,
             "epoch": self._epoch,
             "executing": self._executing is not None,
-            "why": self._why,
+            "why": self._said,
             "actions_left": self._chunks.left(self._consumed),
             "consumed": self._consumed,
             "delay_actions": self._pace.delay,
@@ -210,7 +216,7 @@ class Executor:
             "ages_s": self.observations.ages_s(now_s),
             "dropped": dict(self.observations.dropped),
             "seam_jump_p99": float(np.percentile(np.array(self.jumps), 99)) if self.jumps else 0.0,
-            "has_arrived": self._told is not None and self._told.has_arrived,
+            "has_arrived": self.has_arrived,
             **self.counts,
         }
 
@@ -228,7 +234,7 @@ class Executor:
             return f"fault: the policy failed {self._failures} times in a row ({self._failed})"
         if self.contract.interface.goals and self._told is None:
             return "no goal"
-        if self._told is not None and self._told.has_arrived:
+        if self.has_arrived:
             return "arrived"
         return self.observations.silence(now_s)
 
@@ -236,11 +242,11 @@ class Executor:
     def _slow(self) -> str:
         return f"inference too slow: {self._pace.delay} actions pass, at most {self.longest_delay} may"
 
-    def _rest(self, reason: str) -> None:
+    def _rest(self) -> None:
         if self._executing is not None or self._next_s is not None:
             self.counts["stops"] += 1
         self._chunks.clear()
-        self._executing, self._next_s, self._previous, self._why = None, None, None, reason
+        self._executing, self._next_s, self._previous, self._why = None, None, None, "no chunk yet"
 
     def _advance(self, now_s: float) -> None:
         """Begin the actions that are due; after a late tick more than one."""
@@ -279,6 +285,7 @@ class Executor:
         """At a boundary, or at rest: make the question that is due."""
         if self._asked is not None and now_s - self._asked.asked_s > self.config.answer_timeout_s:
             self.counts["lost answers"] += 1
+            self.delays.record(now_s - self._asked.asked_s, self._asked.request.steps)  # it took at least so long
             self.reject(self._asked, "no answer in time", now_s)
         at_boundary = self._next_s is None or now_s >= self._next_s - _SAME_S
         if self._asked is not None or not at_boundary or not self._is_due(now_s):
@@ -290,7 +297,7 @@ class Executor:
             self.counts["too slow"] += 1
         self._pace = pace
         if self._pace.is_too_slow:
-            self._rest(self._slow)
+            self._rest()
         self._waiting = self._asked = self._asked_about(self.observations.window(), pace, now_s)
         self._asked_at, self._number = self._consumed, self._number + 1
         self.counts["questions"] += 1
@@ -304,7 +311,10 @@ class Executor:
         if self._next_s is None:
             return not self._chunks.left(self._consumed)
         if self.config.mode == "receding":
-            return self._since_switch >= self._execution
+            newest, has_next = self._chunks.newest, False
+            if newest is not None and self._executing is not None:
+                has_next = newest.number != self._executing[1].number
+            return self._since_switch >= self._execution and not has_next
         return self._consumed - self._asked_at >= max(self._execution, self._pace.delay)
 
     def _asked_about(self, window: Observation, pace: Pace, now_s: float) -> Question:
