@@ -278,7 +278,7 @@ class Governor:
         before = list(ramp.value), list(ramp.rate)
         ramp.step(target, dt)
         for source, planes in self._seen.items():
-            if len(planes.room) and self._closes_in(planes, now_s):
+            if len(planes.room) and planes.is_too_fast(self._of_base(ramp.value), now_s, self._deceleration, self._latency_s):
                 ramp.value, ramp.rate = before
                 ramp.brake(dt)
                 return f"too close: {source}"
@@ -286,22 +286,14 @@ class Governor:
 
     def _slow(self, target: list[float], planes: HalfPlanes, now_s: float) -> bool:
         """Scale the base's velocity (not its turning) so that it can stop in time; the direction stays."""
-        closing = planes.toward @ self._of_base(target)
-        toward = closing > 0
-        if not toward.any():
-            return False
-        allowed = planes.closing_speed(now_s, self._deceleration, self._latency_s + self._lag_s)
-        factor = float((allowed[toward] / closing[toward]).min())
-        if factor >= 1:
+        latency = self._latency_s + self._lag_s
+        factor = planes.share(self._of_base(target), now_s, self._deceleration, latency)
+        if factor == 1:
             return False
         for i in self._base:
             if i >= 0:
                 target[i] *= factor
         return True
-
-    def _closes_in(self, planes: HalfPlanes, now_s: float) -> bool:
-        closing = planes.toward @ self._of_base(self._ramp.value)
-        return bool((closing > planes.closing_speed(now_s, self._deceleration, self._latency_s) + SAME).any())
 
     def _of_base(self, values: Sequence[float]) -> np.ndarray:
         return np.array([values[i] if i >= 0 else 0.0 for i in self._base])

@@ -12,7 +12,7 @@ Data that is `age` seconds old counts as so much more latency: the body may have
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,8 @@ from kineflow.interface import KineflowError
 
 if TYPE_CHECKING:  # robots import this file with NumPy alone
     from jaxtyping import Float, UInt16
+
+TOUCH = 1e-7  # metres: rounding, not room
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,33 @@ class Pinhole:
 
 @dataclass(frozen=True)
 class HalfPlanes:
-    """Unit vectors `toward` what must not be touched, base frame, and the metres of `room`; received at `received_s`."""
+    """Unit vectors `toward` what must not be touched, base frame, and the metres of `room` (0 or more) as of `received_s`."""
 
     toward: Float[np.ndarray, "N 3"]
     room: Float[np.ndarray, "N"]
     received_s: float
+    least: float = field(init=False)
 
-    def closing_speed(self, now_s: float, deceleration: float, latency_s: float) -> Float[np.ndarray, "N"]:
-        """The greatest closing speed to each in m/s: h above, for data of this age."""
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "least", float(self.room.min(initial=math.inf)))
+
+    def is_too_fast(self, velocity: Float[np.ndarray, "3"], now_s: float, deceleration: float, latency_s: float) -> bool:
+        """Whether a closing speed is above h; without roots, for every tick."""
+        speed, latency = math.hypot(*velocity), latency_s + max(0.0, now_s - self.received_s)
+        if speed * (speed * (0.5 / deceleration) + latency) <= self.least:
+            return False
+        closing = np.maximum(self.toward @ velocity, 0.0)
+        return bool((closing * (closing * (0.5 / deceleration) + latency) > self.room + TOUCH).any())
+
+    def share(self, velocity: Float[np.ndarray, "3"], now_s: float, deceleration: float, latency_s: float) -> float:
+        """The factor, at most 1, by which this velocity must shrink to keep every closing speed at h or below."""
+        if not self.is_too_fast(velocity, now_s, deceleration, latency_s):
+            return 1.0
+        closing = self.toward @ velocity
         slow = deceleration * (latency_s + max(0.0, now_s - self.received_s))
-        speed: np.ndarray = np.sqrt(slow * slow + 2 * deceleration * np.maximum(self.room, 0.0)) - slow
-        return speed
+        allowed = np.sqrt(slow * slow + 2 * deceleration * self.room) - slow
+        toward = closing > 0
+        return min(1.0, float((allowed[toward] / closing[toward]).min()))
 
 
 def from_ranges(
@@ -83,8 +101,11 @@ def from_ranges(
     reach_m: float,
     received_s: float,
 ) -> HalfPlanes | None:
-    """Of one planar scan, angles counter-clockwise from the sensor's x axis. `inf` is free, `-inf` closer
-    than the sensor can tell (REP 117), NaN and negative were not measured; None where not a single beam was: such a scan must not count as having looked."""
+    """Of one planar scan, angles counter-clockwise from the sensor's x axis.
+
+    `inf` is free, `-inf` closer than the sensor can tell (REP 117), NaN and negative were not measured. None where not a
+    single beam was measured: such a scan must not count as having looked.
+    """
     angles, metres = np.asarray(angles, np.float64), np.asarray(metres, np.float64)
     if angles.shape != metres.shape or angles.ndim != 1:
         raise KineflowError(f"range scan: {metres.shape} distances for {angles.shape} angles; give one angle per distance")
@@ -155,7 +176,8 @@ def _planes(points: np.ndarray, footprint_m: float, margin_m: float, reach_m: fl
     distance = np.sqrt((points * points).sum(1))
     near = distance - footprint_m - margin_m < reach_m  # further ones never bind at the speeds of this body
     points, distance = points[near], distance[near]
-    return HalfPlanes(points / np.maximum(distance, 1e-9)[:, None], distance - footprint_m - margin_m, received_s)
+    room = np.maximum(distance - footprint_m - margin_m, 0.0)
+    return HalfPlanes(points / np.maximum(distance, 1e-9)[:, None], room, received_s)
 
 
 def _inside(corners: np.ndarray, ends: np.ndarray, here: np.ndarray) -> bool:

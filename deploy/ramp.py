@@ -26,6 +26,8 @@ from collections.abc import Sequence
 
 from kineflow.deploy.robot_profile import RobotProfile
 
+ZERO = 1e-9  # on the curve to zero, the rest is zero but for rounding: that is no motion through zero
+
 
 class Ramp:
     """The commanded values, in the profile's order, and their rates; axes that the body lacks stay at zero."""
@@ -85,35 +87,52 @@ class Ramp:
         if dt <= 0:
             return
         value, rate = self.value, self.rate
-        reach = {i: self._reach(i, target[i] - value[i], target[i], dt) for i in self.axes}
-        if self._common:
-            share = self._share(target, reach, dt)
-            reach = {i: share * (target[i] - value[i]) for i in self.axes}
-        for i, want in reach.items():
+        rates = self._together(target, dt) if self._common else [self._reach(i, target[i], dt) for i in self.axes]
+        for i, want in zip(self.axes, rates):
             slack = self._change[i] * dt
             rate[i] = min(rate[i] + slack, max(rate[i] - slack, want))
             value[i] += rate[i] * dt
 
-    def _share(self, target: Sequence[float], reach: dict[int, float], dt: float) -> float:
-        """The part of the way to the target, per second, that every axis can go: together they stay on the straight line."""
-        share = 1 / dt
-        for i, furthest in reach.items():
-            way, slack = target[i] - self.value[i], self._change[i] * dt
-            if way > 0:
-                share = min(share, furthest / way, max(0.0, self.rate[i] + slack) / way)
-            elif way < 0:
-                share = min(share, furthest / way, min(0.0, self.rate[i] - slack) / way)
-        return share
+    def _reach(self, i: int, target: float, dt: float) -> float:
+        """The rate toward the target that the curve and the bounds of speeding up and slowing down allow."""
+        way = target - self.value[i]
+        up, down = self._bounds(i, target)
+        return min(up, max(-down, way * _curve(self._change[i], abs(way), dt)))
 
-    def _reach(self, i: int, way: float, target: float, dt: float) -> float:
-        """The rate for the `way` to the target that the curve and the bounds of speeding up and slowing down allow."""
-        value, rate, change = self.value[i], self.rate[i], self._change[i]
-        slack = change * dt
-        reach = 2 * change * way / (slack + math.sqrt(slack * slack + 2 * change * abs(way)))
+    def _together(self, target: Sequence[float], dt: float) -> list[float]:
+        """Rates that keep the values on the straight line to the target: the same share of the way, per second, for all.
+
+        Along the line, jerk is what the tightest axis allows. Where rates still point elsewhere (the target turned), each
+        axis comes round within its own jerk.
+        """
+        ways = [target[i] - self.value[i] for i in self.axes]
+        tightest = min((self._change[i] / abs(way) for i, way in zip(self.axes, ways) if way), default=math.inf)
+        if tightest == math.inf:
+            return [0.0] * len(ways)
+        share = _curve(tightest, 1.0, dt)
+        for i, way in zip(self.axes, ways):
+            if way:
+                up, down = self._bounds(i, target[i])
+                slack = self._change[i] * dt
+                fastest = min(up, self.rate[i] + slack) if way > 0 else max(-down, self.rate[i] - slack)
+                share = min(share, max(0.0, fastest / way))
+        return [share * way for way in ways]
+
+    def _bounds(self, i: int, target: float) -> tuple[float, float]:
+        """Greatest rates up and down: of a velocity, speeding up and slowing down; the smaller of both through zero."""
         up, down = self._faster[i], self._slower[i]
-        if up != down:
-            rest = value + rate * abs(rate) / (2 * change)
-            if value < 0 or rest < 0 or target < 0:
-                crosses = value > 0 or rest > 0 or target > 0
-                up, down = (min(up, down),) * 2 if crosses else (down, up)
-        return min(up, max(-down, reach))
+        if up == down:
+            return up, down
+        value, rate = self.value[i], self.rate[i]
+        rest = value + rate * abs(rate) / (2 * self._change[i])
+        if not (value < -ZERO or rest < -ZERO or target < -ZERO):
+            return up, down
+        if value > ZERO or rest > ZERO or target > ZERO:
+            return min(up, down), min(up, down)
+        return down, up
+
+
+def _curve(change: float, way: float, dt: float) -> float:
+    """The curve's rate for a `way` >= 0, divided by it."""
+    slack = change * dt
+    return 2 * change / (slack + math.sqrt(slack * slack + 2 * change * way))
