@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from kineflow.contracts import ActionChunk, GoldenPair, Horizons, Interface, Observation, SamplingRequest
-from kineflow.policies.policy import PolicyNetwork
+
+if TYPE_CHECKING:  # exported policies are checked without torch
+    from kineflow.policies.policy import PolicyNetwork
 
 Predict: TypeAlias = Callable[[Observation, SamplingRequest], ActionChunk]
 

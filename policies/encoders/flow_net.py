@@ -84,6 +84,10 @@ class FlowNetFlow(DenseFlow):
     def forward(self, before: UInt8[Tensor, "N H W 3"], after: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N P 4"]:
         return self._of_few(self._parts, self._fitted(after), self._fitted(before))
 
+    def together(self, before: UInt8[Tensor, "N H W 3"], after: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N P 4"]:
+        """As `forward`, all pairs at once and without TorchScript: what is exported."""
+        return self._parts(self._fitted(after), self._fitted(before))
+
     def _fitted(self, frames: UInt8[Tensor, "N H W 3"]) -> Tensor:
         if frames.shape[1:3] == (SIDE, SIDE):
             return frames
