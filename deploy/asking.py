@@ -109,7 +109,7 @@ def rolled(
 def nearest_to_plan(actions: Float[np.ndarray, "N H A"], plan: CommittedPrefix | None) -> int:
     """Of several candidates the one nearest to the old plan: backward coherence of bidirectional decoding (Liu et al. 2024),
     as `kineflow.policies.search.rewards.BackwardCoherence`. Without a plan the first."""
-    if plan is None or len(actions) == 1:
+    if plan is None or len(actions) != len(plan.actions) or len(actions) == 1:
         return 0
     gap = np.square(actions - np.where(plan.soft_mask[..., None] > 0, plan.actions, 0)).mean(axis=-1)
     return int((gap * plan.soft_mask).sum(axis=-1).argmin())

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from kineflow.contracts import ActionChunk
-from kineflow.deploy.executor import Executor, Question
+from kineflow.deploy.asking import Question, nearest_to_plan
+from kineflow.deploy.executor import Executor
 from kineflow.deploy.governor import Command, Intent
 
 
@@ -69,7 +70,9 @@ class Control:
 
     def hear(self, question: Question, chunk: ActionChunk, now_s: float) -> str:
         """The policy's answer; why it was not taken, or ""."""
-        if reason := self.governor.check_chunk(chunk.actions[0], float(np.asarray(chunk.stamp_s).reshape(-1)[0]), now_s):
+        row = nearest_to_plan(chunk.actions, question.plan)
+        stamp_s = float(np.asarray(question.observation.stamp_s)[row, -1])
+        if reason := self.governor.check_chunk(chunk.actions[row], stamp_s, now_s):
             self.executor.reject(question, reason, now_s)
             return reason
         return self.executor.answer(question, chunk, now_s)

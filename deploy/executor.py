@@ -38,8 +38,6 @@ from kineflow.deploy.observations import ObservationBuffer
 from kineflow.policies.deadline import LatencyTable
 from kineflow.policies.noise_seed import noise_seed
 
-_SAME_S = 1e-9  # boundaries are sums of steps: rounding must not move one to the next tick
-
 
 class Executor:
     """See the module. Not thread-safe: `deploy/runner.py` holds a lock around every call."""
@@ -254,7 +252,7 @@ class Executor:
             if self._chunks.at(self._consumed) is None:
                 return
             self._next_s = now_s
-        while self._next_s is not None and now_s >= self._next_s - _SAME_S:
+        while self._next_s is not None and now_s >= self._next_s - self.config.slack_s:
             self._begin_action()
 
     def _begin_action(self) -> None:
@@ -287,7 +285,7 @@ class Executor:
             self.counts["lost answers"] += 1
             self.delays.record(now_s - self._asked.asked_s, self._asked.request.steps)  # it took at least so long
             self.reject(self._asked, "no answer in time", now_s)
-        at_boundary = self._next_s is None or now_s >= self._next_s - _SAME_S
+        at_boundary = self._next_s is None or now_s >= self._next_s - self.config.slack_s
         if self._asked is not None or not at_boundary or not self._is_due(now_s):
             return
         pace = self.delays.choose(self.longest_delay)
@@ -304,7 +302,7 @@ class Executor:
 
     def _is_due(self, now_s: float) -> bool:
         """Enough of the chunk is used up, and there is something to ask about."""
-        if self._retry_s is not None and now_s < self._retry_s - _SAME_S:
+        if self._retry_s is not None and now_s < self._retry_s - self.config.slack_s:
             return False
         if self._stopped(now_s) or self.observations.misalignment():
             return False

@@ -43,14 +43,15 @@ class ExecutorConfig:
     retry_s: float = 0.05  # after a failed answer
     max_failures: int = 10  # in a row: then a fault, until reset
     max_gap_s: float = 1.0  # between ticks: a longer one is a jump of the clock
+    slack_s: float = 0.004  # an action may begin so much early: ticks jitter, and must not miss a boundary by a hair
     seed: int = 0
     observations: ObservationLimits = field(default_factory=ObservationLimits)
 
     def __post_init__(self) -> None:
         if self.execution < 0 or min(self.candidates, self.delay_window, self.max_failures) < 1 or self.initial_delay < 0:
             raise KineflowError(f"counts of an executor must be positive (execution and initial_delay may be 0), got {self}")
-        if min(self.answer_timeout_s, self.max_gap_s) <= 0 or self.retry_s < 0:
-            raise KineflowError(f"times of an executor must be positive (retry_s may be 0), got {self}")
+        if min(self.answer_timeout_s, self.max_gap_s) <= 0 or min(self.retry_s, self.slack_s) < 0:
+            raise KineflowError(f"times of an executor must be positive (retry_s and slack_s may be 0), got {self}")
         if self.roll_forward and self.mode in ("receding", "trained_rtc", "hard_prefix"):
             raise KineflowError(
                 f"roll_forward with mode {self.mode}: the chunk would begin after the committed actions or after a rest; use it "

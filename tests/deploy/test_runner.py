@@ -1,0 +1,119 @@
+"""Threads and a real clock do what virtual time does."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+
+import numpy as np
+import pytest
+
+from kineflow.contracts import ActionChunk
+from kineflow.deploy.asking import Question
+from kineflow.deploy.control import Ticked
+from kineflow.deploy.runner import Ask, Runner, ScaledClock
+from kineflow.deploy.simulate import drive, simulated
+from tests.deploy.closed_form import STEP_S, Counting, control, executor, tell_tale
+
+RATE_HZ, LATENCY_S = 50.0, 0.15
+SCALE = 0.4  # slower than real time: a busy machine's 20 ms are half a tick
+LIMIT_S = 1.6
+
+
+def threaded(runner: Runner, ticks: list[Ticked], limit_s: float, at: tuple[float, str] = (np.inf, "")) -> None:
+    """Sense as the counting robot does until `limit_s`; `at`: when to reset, and why."""
+    clock = runner.clock
+    start_s = clock.now()
+    robot, was_reset = Counting(limit_s, start_s), False
+    robot.advance(start_s)
+    runner.observe(*next(robot.sense()), start_s)
+    robot.told = 0
+    with runner:
+        while clock.now() - start_s < limit_s:
+            now_s = clock.now()
+            if not was_reset and now_s - start_s > at[0]:
+                runner.reset(at[1])
+                was_reset = True
+            robot.advance(now_s)
+            for stream, value, stamp_s in robot.sense():
+                runner.observe(stream, value, stamp_s, now_s)
+            clock.sleep_until(now_s + 0.005)
+
+
+def asking(clock: ScaledClock, answer: Ask) -> Ask:
+    def ask(question: Question) -> ActionChunk:
+        clock.sleep_until(question.asked_s + LATENCY_S)
+        return answer(question)
+
+    return ask
+
+
+@pytest.mark.parametrize("mode", ["async", "rtc", "receding"])
+def test_the_same_commands_within_one_tick(mode: str) -> None:
+    of = executor(mode)
+    expected = drive(
+        simulated(control(of), Counting(LIMIT_S), lambda question: LATENCY_S, RATE_HZ, LIMIT_S), partial(tell_tale, of.contract)
+    )
+    for _ in range(4):
+        clock, ticks, live = ScaledClock(SCALE), list[Ticked](), executor(mode)
+        runner = Runner(control(live), asking(clock, partial(tell_tale, live.contract)), ticks.append, RATE_HZ, clock)
+        threaded(runner, ticks, LIMIT_S)
+        if max(runner.late_s) < 0.5 / RATE_HZ:
+            break
+    else:
+        pytest.skip("this machine stalled for longer than half a tick in each of four runs")
+    plan = [tick.command.values for tick in expected.ticks]
+    moved = 0
+    for tick in ticks:
+        at = (tick.now_s - ticks[0].now_s) * RATE_HZ
+        near = [k for k in range(int(np.floor(at)) - 1, int(np.ceil(at)) + 2) if 0 <= k < len(plan)]
+        assert any(np.array_equal(tick.command.values, plan[k], equal_nan=True) for k in near), at
+        moved += tick.intent.action is not None
+    assert moved > 0.6 * len(ticks)
+
+
+def test_a_reset_during_inference_begins_anew() -> None:
+    clock, ticks, live = ScaledClock(SCALE), list[Ticked](), executor("async")
+    runner = Runner(control(live), asking(clock, partial(tell_tale, live.contract)), ticks.append, RATE_HZ, clock)
+    threaded(runner, ticks, 1.0, at=(0.08, "operator"))
+    assert live.counts["answers of an earlier epoch"] == 1
+    seen = [float(tick.intent.action[0]) for tick in ticks if tick.intent.action is not None]
+    assert seen
+    assert min(seen) >= 1  # nothing of the question that was asked before
+
+
+def test_a_policy_that_fails_is_asked_again_and_publishing_that_fails_is_raised() -> None:
+    clock, ticks, live, failed = ScaledClock(SCALE), list[Ticked](), executor("async"), threading.Event()
+
+    def ask(question: Question) -> ActionChunk:
+        if not failed.is_set():
+            failed.set()
+            raise RuntimeError("no memory")
+        return tell_tale(live.contract, question)
+
+    runner = Runner(control(live), ask, ticks.append, RATE_HZ, clock)
+    runner.warm_up(calls=0)
+    threaded(runner, ticks, 0.6)
+    assert any(tick.intent.action is not None for tick in ticks)
+    assert live.counts["failed answers"] == 1
+
+    def broken(tick: Ticked) -> None:
+        raise OSError("bus off")
+
+    runner = Runner(control(executor("async")), ask, broken, RATE_HZ, clock)
+    runner.start()
+    with pytest.raises(OSError, match="bus off"):
+        runner.stop()
+
+
+def test_warm_up_asks_in_the_shapes_to_come_and_counts_nowhere() -> None:
+    live, asked = executor("bid", candidates=3), list[Question]()
+
+    def ask(question: Question) -> ActionChunk:
+        asked.append(question)
+        return ActionChunk(np.zeros((3, 8, 2), np.float32), STEP_S, np.zeros(3))
+
+    Runner(control(live), ask, lambda tick: None).warm_up(3)
+    assert [q.observation.state.shape for q in asked] == [(3, 2, 1)] * 3
+    assert live.delays.percentiles_s() == (0, 0)
+    assert live.counts == {}
