@@ -8,7 +8,7 @@ EXTRAS := train,sim,humanoid,vision,report,hdf5,lerobot,ros,remote,versioned,sca
 DEMO_MINUTES ?= 6
 PYTEST ?= -n auto --dist loadfile
 
-.PHONY: demo test check lint types slow setup clean
+.PHONY: demo test check lint types slow ros2 setup clean
 demo: setup
 	@bash .ci/system.sh rendering
 	$(BIN)/kineflow demo --minutes $(DEMO_MINUTES)
@@ -16,6 +16,11 @@ demo: setup
 test: lint types
 	@bash .ci/system.sh rendering browser jpeg egl osmesa
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+	@bash .ci/ros_tests.sh $(PYTHON) "not slow"
+
+# The environment of the ROS 2 nodes; tests/ros2 alone: make ros2.
+ros2:
+	@bash .ci/ros_tests.sh $(PYTHON) "not slow"
 
 check:
 	CI=true bash .ci/run
@@ -31,6 +36,7 @@ types: setup
 slow: setup
 	@bash .ci/system.sh rendering browser jpeg egl osmesa
 	$(BIN)/python -m pytest -m slow $(PYTEST)
+	@bash .ci/ros_tests.sh $(PYTHON) slow
 
 setup: $(STAMP)
 
@@ -40,4 +46,4 @@ $(STAMP): pyproject.toml .ci/constraints.txt .ci/python.sh datasets/native/frame
 	@touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-ros build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,137 @@
+"""What a policy node publishes: commands and heartbeats from the output thread, reports from the ROS thread.
+
+<command_topic>        TwistStamped or Twist, at the robot's rate, while active; in shadow mode shadow_<command_topic>
+heartbeat              std_msgs/Header beside each command: the guard's proof of life
+chunk/path, chunk/markers    where the plan leads, in the body's frame
+/diagnostics           once a second and on change;  status   std_msgs/String, on change, kept for who comes late
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import Twist, TwistStamped
+from nav_msgs.msg import Path
+from std_msgs.msg import Header, String
+from visualization_msgs.msg import MarkerArray
+
+from kineflow.contracts import KineflowError
+from kineflow.deploy.control import Ticked
+from kineflow.deploy.robot_profile import RobotProfile
+from kineflow.deploy.ros2.messages import (
+    along,
+    check_twist_axes,
+    diagnostic_message,
+    marker_message,
+    path_message,
+    twist_message,
+)
+from kineflow.deploy.ros2.node_config import NodeConfig
+from kineflow.deploy.ros2.qos import Quality, profile
+
+STOP_MESSAGES = 3
+
+
+class CommandOutput:
+    """The one place where commands leave. Closed, it lets nothing through but `stop`; that is how the last word is kept."""
+
+    def __init__(self, node: Any, robot: RobotProfile, config: NodeConfig) -> None:
+        """Raises KineflowError for an adapter that these topics do not serve."""
+        if robot.adapter not in ("twist", "twist_stamped"):
+            raise KineflowError(f"robot '{robot.name}' has adapter '{robot.adapter}'; these topics serve twist and twist_stamped")
+        check_twist_axes(robot.command.names)
+        self._node, self._robot, self._frame = node, robot, config.command_frame
+        self._stamped = robot.adapter == "twist_stamped"
+        topic = f"shadow_{config.command_topic.strip('/')}" if config.shadow else config.command_topic
+        kind = TwistStamped if self._stamped else Twist
+        # Reliable serves subscribers of both kinds; depth 1: an old command must not be sent again.
+        self._commands = node.create_publisher(kind, topic, profile(Quality(True)))
+        self._beats = node.create_publisher(Header, "~/heartbeat", profile(Quality(True)))
+        self._lock, self._open = threading.Lock(), False
+        self._priority = config.fifo_priority
+        self.fifo = "not asked for"
+        self.last: Ticked | None = None
+        self.sent = 0
+        self.failure = ""  # why commands no longer leave: the process must end, and its guard stop the robot
+
+    def open(self) -> None:
+        with self._lock:
+            self._open, self.fifo = True, "not yet"
+
+    def __call__(self, ticked: Ticked) -> None:
+        """Publish one command; in the output thread."""
+        if self.fifo == "not yet":
+            self.fifo = _ask_for_fifo(self._priority)
+        self.last = ticked
+        with self._lock:
+            if self._open:
+                try:
+                    self._send(ticked.command.values, "active")
+                except Exception as error:
+                    self.failure = f"{type(error).__name__}: {error}"
+                    raise
+
+    def stop(self, times: int = STOP_MESSAGES) -> None:
+        """Close, and say stop: zero velocity. Whoever comes after this says nothing. Idempotent, any thread."""
+        with self._lock:
+            was_open, self._open = self._open, False
+            for _ in range(times if was_open else 0):
+                self._send(np.zeros(self._robot.command.size), "stopped")
+
+    def close(self) -> None:
+        self.stop()
+        self._node.destroy_publisher(self._commands)
+        self._node.destroy_publisher(self._beats)
+
+    def _send(self, values: np.ndarray, state: str) -> None:
+        stamp = self._node.get_clock().now().to_msg()
+        self._commands.publish(twist_message(self._stamped, self._robot.command.names, values, stamp, self._frame))
+        self._beats.publish(Header(stamp=stamp, frame_id=state))
+        self.sent += 1
+
+
+class Reports:
+    """Diagnostics, status, path and markers; in the ROS thread."""
+
+    def __init__(self, node: Any, robot: RobotProfile, config: NodeConfig) -> None:
+        self._node, self._names, self._frame = node, robot.command.names, config.command_frame
+        self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._status = node.create_publisher(String, "~/status", profile(Quality(True, True)))
+        self._path = node.create_publisher(Path, "~/chunk/path", 1)
+        self._markers = node.create_publisher(MarkerArray, "~/chunk/markers", 1)
+        self._said = ""
+
+    def status(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            self._status.publish(String(data=text))
+
+    def diagnose(self, level: str, summary: str, values: dict[str, Any]) -> None:
+        stamp = self._node.get_clock().now().to_msg()
+        self._diagnostics.publish(diagnostic_message(self._node.get_name(), level, summary, values, stamp))
+
+    def plan(self, actions: np.ndarray, step_s: float, moves: bool) -> None:
+        """The chunk `[H, A]` that was taken last."""
+        stamp, places = self._node.get_clock().now().to_msg(), along(actions, self._names, step_s)
+        self._path.publish(path_message(places, stamp, self._frame))
+        self._markers.publish(marker_message(places, stamp, self._frame, moves))
+
+    def close(self) -> None:
+        for publisher in (self._diagnostics, self._status, self._path, self._markers):
+            self._node.destroy_publisher(publisher)
+
+
+def _ask_for_fifo(priority: int) -> str:
+    """SCHED_FIFO for the calling thread alone: of the whole process it would starve what it waits for. What came of it."""
+    if priority < 1:
+        return "not asked for"
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    except (OSError, AttributeError):
+        return "not permitted"
+    return f"yes, {priority}, thread {threading.get_native_id()}, since {time.monotonic():.0f} s"

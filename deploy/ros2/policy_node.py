@@ -1,0 +1,299 @@
+"""The managed node by which a policy drives a robot.
+
+`python -m kineflow.deploy.ros2.policy_node --ros-args -p config:=nodes/wheeled`
+
+    configure    load, contract against robot and topics, wiring looked at live, subscribe, warm up     nothing is published
+    activate     fresh observations needed; commands leave at the robot's rate, zero until the e-stop source was heard
+    deactivate   three zeros, then silence          cleanup    all is let go          shutdown, Ctrl-C, SIGTERM: as deactivate
+
+Threads: main waits for signals, one spins these callbacks, one asks the policy, one sends commands at absolute times and holds
+the watchdogs (deploy/runner.py). Watchdogs go by the monotonic clock; a jump of the ROS clock throws away plan and observations.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from dataclasses import replace
+from typing import Any
+
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from std_srvs.srv import SetBool, Trigger
+
+from kineflow.config import load_config
+from kineflow.contracts import ActionChunk, KineflowError
+from kineflow.deploy.asking import FollowsGoal, Question
+from kineflow.deploy.control import Control
+from kineflow.deploy.executor import Executor
+from kineflow.deploy.governor import Governor
+from kineflow.deploy.robot_profile import RobotProfile
+from kineflow.deploy.ros2.contract_check import check as check_contract
+from kineflow.deploy.ros2.goals import GoalInbox
+from kineflow.deploy.ros2.governed import Governed
+from kineflow.deploy.ros2.inputs import GoalInputs, Inputs, wires
+from kineflow.deploy.ros2.node_config import NodeConfig
+from kineflow.deploy.ros2.outputs import CommandOutput, Reports
+from kineflow.deploy.ros2.policy_source import load
+from kineflow.deploy.ros2.process import run_process
+from kineflow.deploy.ros2.wiring import check_wiring
+from kineflow.deploy.runner import Runner
+
+REPORT_S = 1.0
+WATCH_S = 0.05
+FORWARD_JUMP_S = 1.0
+REST_TICKS = 20  # of WATCH_S: a second of zeros before the node falls silent
+STOP_S = 0.3  # for the threads to end; one that is within the policy is left behind
+CANCELLED = "cancelled"
+
+
+class PolicyNode(LifecycleNode):  # type: ignore[misc]
+    """See the module."""
+
+    def __init__(self, context: Any) -> None:
+        super().__init__("policy", context=context)
+        self.ending = threading.Event()
+        self._runner: Runner | None = None
+        self._output: CommandOutput | None = None
+        self._config_name = str(self.declare_parameter("config", "nodes/wheeled").value)
+        self._overrides = list(self.declare_parameter("overrides", [""]).value or [])
+        self._jumps = self.get_clock().create_jump_callback(
+            JumpThreshold(
+                min_forward=Duration(seconds=FORWARD_JUMP_S), min_backward=Duration(nanoseconds=-1), on_clock_change=True
+            ),
+            post_callback=self._clock_jumped,
+        )
+        self._group = MutuallyExclusiveCallbackGroup()
+        self.create_service(SetBool, "~/run", self._on_run)
+        self.create_service(Trigger, "~/reset_estop", self._on_reset_estop)
+        self.create_service(Trigger, "~/reset_fault", self._on_reset_fault)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # a frozen /clock must not silence reports
+        self._watch = self.create_timer(WATCH_S, self._watch_over, clock=steady)
+        self._reported_s, self._said, self._planned = 0.0, ("", ""), None
+        self._rested = 0
+        self._told: FollowsGoal | None = None
+        self._latest: tuple[Any, float] | None = None  # newest chunk and its step
+        if bool(self.declare_parameter("autostart", False).value):
+            self._autostart = self.create_timer(0.2, self._start_alone, clock=steady)
+
+    # -- lifecycle ------------------------------------------------------------------------------------------------------
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._refusing("configure", self._configure)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._refusing("activate", self._activate)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._stop_running()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._let_go()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._let_go()
+        self.ending.set()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._let_go()
+        return TransitionCallbackReturn.SUCCESS
+
+    def stop_now(self) -> None:
+        """The last word: closes the output and says stop; any thread."""
+        output = self._output
+        if output is not None:
+            output.stop()
+        self._stop_running()
+
+    def _refusing(self, what: str, do: Any) -> TransitionCallbackReturn:
+        """A refusal is one message, and the node stays as it was."""
+        try:
+            do()
+        except KineflowError as error:
+            self.get_logger().error(f"cannot {what}: {error}")
+            if what == "configure":
+                self._let_go()
+            return TransitionCallbackReturn.FAILURE
+        except Exception as error:  # rclpy would go to on_error without a word
+            self.get_logger().fatal(f"cannot {what}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
+            raise
+        return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self) -> None:
+        config = load_config(NodeConfig, self._config_name, [word for word in self._overrides if word])
+        robot = load_config(RobotProfile, config.robot)
+        policy = load(config.policy)
+        contract = policy.contract
+        check_contract(contract, robot, config)
+        qualities = check_wiring(self.context, wires(contract, robot, config), config.wiring_timeout_s, self.get_namespace())
+        self._config, self._robot, self._contract = config, robot, contract
+        limits = replace(
+            config.executor.observations,
+            max_age_s=robot.watchdogs.observation_s,
+            max_stamp_age_s=robot.watchdogs.stamp_age_s,
+            max_stamp_ahead_s=robot.watchdogs.stamp_ahead_s,
+        )
+        self._governor = Governor(robot)
+        self._governed = Governed(self._governor)
+        self._control = Control(Executor(contract, replace(config.executor, observations=limits)), self._governed)
+
+        def ask(question: Question) -> ActionChunk:
+            chunk = policy.predict(question.observation, question.request)
+            self._latest = (chunk.actions[0], chunk.step_s)
+            return chunk
+
+        self._ask = ask
+        self._output, self._reports = CommandOutput(self, robot, config), Reports(self, robot, config)
+        self._runner = self._new_runner()
+        self._inputs = Inputs(self, qualities, self._governor, self._observe)
+        self._inputs.subscribe(contract, robot, config)
+        self._goals = GoalInputs(self, GoalInbox(contract, config.goals.video_rate_hz), config, self._follow)
+        self._runner.warm_up(config.warm_up_calls)
+        self._latest = None
+        self._reports.status("inactive")
+        self.get_logger().info(f"configured: {config.policy} for {robot.name}")
+
+    def _activate(self) -> None:
+        assert self._output is not None
+        now = time.monotonic()
+        if silence := self._control.executor.observations.silence(now):
+            raise KineflowError(f"{silence}; activation needs fresh observations of every stream")
+        self._governor.activate(now)
+        self._runner = self._new_runner()
+        self._runner.set_goal(self._told) if self._told else self._runner.reset("activated")
+        self._rested = 0
+        self._output.open()
+        self._runner.start()
+
+    def _new_runner(self) -> Runner:
+        assert self._output is not None
+        return Runner(self._control, self._ask, self._output, self._robot.rate_hz)
+
+    def _stop_running(self) -> None:
+        output, runner = self._output, self._runner
+        if output is not None:
+            output.stop()
+            self._governor.deactivate()
+        if runner is not None:
+            runner.stop(STOP_S)
+
+    def _let_go(self) -> None:
+        self._stop_running()
+        if self._output is not None:
+            self._output.close()
+        for part in ("_inputs", "_goals", "_reports"):
+            if (found := self.__dict__.pop(part, None)) is not None:
+                found.close()
+        self._output = self._runner = None
+
+    # -- while it runs ---------------------------------------------------------------------------------------------------
+
+    def _observe(self, stream: str, value: Any, stamp_s: float, received_s: float) -> str:
+        runner = self._runner
+        return runner.observe(stream, value, stamp_s, received_s) if runner is not None else "not configured"
+
+    def _follow(self, told: FollowsGoal | None) -> None:
+        self._told = told
+        if self._runner is not None:
+            self._runner.set_goal(told)
+            self._governed.paused = ""
+
+    def _clock_jumped(self, jump: Any) -> None:
+        if self._runner is not None:
+            self._runner.reset("the ROS clock jumped")
+
+    def _on_run(self, request: Any, response: Any) -> Any:
+        """true: go on (with the goal last told); false: come to rest and stay there."""
+        if self._runner is None:
+            response.success, response.message = False, "not configured"
+            return response
+        self._governed.paused = "" if request.data else CANCELLED
+        self._runner.reset("told to run" if request.data else CANCELLED)
+        response.success, response.message = True, "running" if request.data else CANCELLED
+        return response
+
+    def _on_reset_estop(self, request: Any, response: Any) -> Any:
+        """Clears the latch when its source says released. The node must be activated again as well."""
+        if self._runner is None:
+            response.success, response.message = False, "not configured"
+            return response
+        reason = self._governor.reset_estop(time.monotonic())
+        response.success, response.message = not reason, reason or "cleared; activate again"
+        return response
+
+    def _on_reset_fault(self, request: Any, response: Any) -> Any:
+        if self._runner is not None:
+            self._runner.reset("fault reset")
+            self._governor.reset_fault(time.monotonic())
+        response.success = self._runner is not None
+        return response
+
+    def _start_alone(self) -> None:
+        """Configure and activate without a lifecycle manager; a refused configuration is tried again, with its message."""
+        label = self._state_label()
+        if label == "unconfigured":
+            self.trigger_configure()
+        elif label == "inactive":
+            self.trigger_activate()
+        if self._state_label() == "active":
+            self._autostart.cancel()
+
+    def _state_label(self) -> str:
+        return str(self._state_machine.current_state[1])
+
+    def _watch_over(self) -> None:
+        """Reports every second and on change; and the e-stop that needs a new activation."""
+        if self._runner is None or self._output is None:
+            return
+        label, now = self._state_label(), time.monotonic()
+        ticked = self._output.last
+        why = "" if ticked is None or label != "active" else "; ".join(ticked.command.reasons)
+        outcome = ticked.command.outcome if ticked is not None and label == "active" else label
+        if self._output.failure:
+            self.get_logger().fatal(f"commands cannot be published: {self._output.failure}")
+            self.ending.set()
+        said = (outcome, why.split(":")[0])
+        if now - self._reported_s >= REPORT_S or said != self._said:
+            self._report(label, outcome, why, now)
+            self._reported_s, self._said = now, said
+        if self._latest is not None and self._latest is not self._planned:
+            self._planned = self._latest
+            self._reports.plan(*self._latest, moves=outcome in ("pass", "clamp"))
+        if label == "active" and not self._governor.state(now)["active"] and self._is_at_rest(ticked):
+            self.trigger_deactivate()  # an e-stop or a fault: reset AND activation are needed, as promised
+
+    def _is_at_rest(self, ticked: Any) -> bool:
+        """Zeros go on for a while, for whoever listens."""
+        moves = ticked is not None and bool(ticked.command.values.any())
+        self._rested = 0 if moves else self._rested + 1
+        return self._rested > REST_TICKS
+
+    def _report(self, label: str, outcome: str, why: str, now: float) -> None:
+        assert self._runner is not None
+        assert self._output is not None
+        values = {"state": label, "outcome": outcome, "why": why, "shadow": self._config.shadow, "fifo": self._output.fifo}
+        values |= self._runner.diagnostics()
+        values |= {"governor": self._governor.state(now), "sent": self._output.sent}
+        values |= {
+            "received": dict(self._inputs.received),
+            "input_faults": dict(self._inputs.faults),
+            "goal_fault": self._goals.fault,
+        }
+        level = {"pass": "ok", "clamp": "ok", "inactive": "ok", "stop": "warn", "reject": "warn"}.get(outcome, "error")
+        self._reports.diagnose(level, why or outcome, values)
+        self._reports.status(f"{label}: {why}" if why else label)
+
+
+def main() -> int:
+    return run_process(PolicyNode, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
