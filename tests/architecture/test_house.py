@@ -67,7 +67,8 @@ def test_nothing_imports_upward(folder: str) -> None:
         f"{file.relative_to(ROOT)} imports {module}"
         for file in python_files(folder)
         for module in imports(file)
-        if (target := folder_of(module)) and target not in MAY_IMPORT[folder] | {folder} | MAY_ALSO_IMPORT.get(str(file.relative_to(ROOT)), set())
+        if (target := folder_of(module))
+        and target not in MAY_IMPORT[folder] | {folder} | MAY_ALSO_IMPORT.get(str(file.relative_to(ROOT)), set())
     ]
     assert wrong == []
 
