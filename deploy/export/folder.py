@@ -140,7 +140,7 @@ def _checked(policy: ChunkPolicy, source: str, folder: Path, config: ExportConfi
 
 def _sentence(result: ParityResult) -> str:
     return (
-        f"{result.model} in {result.runtime} {result.precision} differs from the policy by {result.error:.2g} of its actions' spread "
+        f"{result.model} in {result.runtime} {result.precision} differs from the policy by {result.error:.2g} of its spread "
         f"({result.inputs} inputs, median {result.median:.2g}, allowed {result.allowed:g})"
     )
 

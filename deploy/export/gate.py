@@ -1,8 +1,8 @@
 """The parity gate: an exported policy must answer as the original does, on every question, or it is not exported.
 
-The error of an answer is its largest difference relative to the spread of the original's answers, dimension by dimension; of a stop
-probability the difference itself. One bad operation shows: OpenVINO 2026.4.1 computes attention wrong by half of its value in
-float32 where tokens and heads are as many, and right in bfloat16 (specs), so each runtime, precision and shape is measured.
+The error of an answer is its largest difference relative to the spread of the original's answers, dimension by dimension; of a
+stop probability the difference itself. One bad operation shows: OpenVINO 2026.4.1 computes attention wrong by half of its value
+in float32 where tokens and heads are as many, and right in bfloat16 (specs), so each runtime, precision and shape is measured.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     act    state, frames or features, goals, noise   batch 1              -> actions in physical units, and what side heads say
 
 The whole pipeline is in them: units, encoder, all steps of the solver, guidance. Noise is an input, `[1, N, H, A]` for the N
-draws of the solver, so a runtime answers a seed as `Policy.predict` does. Real-Time Chunking is in the graph of every policy that has
-noise levels: the previous chunk in physical units and its soft mask, zero where there is none (Jacobian-free form).
+draws of the solver, so a runtime answers a seed as `Policy.predict` does. Real-Time Chunking is in the graph of every policy that
+has noise levels: the previous chunk in physical units and its soft mask, zero where there is none (Jacobian-free form).
 
 Rows are asked one by one. That costs nothing on a robot, and a row's answer cannot depend on its neighbours.
 """

@@ -84,8 +84,8 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in _TO_PYTHON:
             raise KineflowError(
-                f"this policy cannot be exported: Python decides, by {getattr(func, '__name__', func)}(), on a number that depends "
-                "on what is observed (solver adaptive does); sample it with another solver"
+                f"this policy cannot be exported: Python decides, by {getattr(func, '__name__', func)}(), on a number that "
+                "depends on what is observed (solver adaptive does); sample it with another solver"
             )
         if func in (Tensor.any, torch.any) and len(args) == 1 and id(args[0]) in self.taken:
             return torch.ones((), dtype=torch.bool)
