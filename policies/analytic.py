@@ -25,11 +25,11 @@ OneOrEach = Float[Tensor, ""] | Float[Tensor, "B 1 1"]  # one lambda for all row
 
 @dataclass(frozen=True)
 class Mixture:
-    """A Gaussian mixture over chunks; as a Field it ignores the condition."""
+    """A Gaussian mixture over chunks, one for all rows or one for each; as a Field it ignores the condition."""
 
-    weights: Float[Tensor, "K"]
-    means: Float[Tensor, "K H A"]
-    stds: Float[Tensor, "K H A"]
+    weights: Float[Tensor, "*B K"]
+    means: Float[Tensor, "*B K H A"]
+    stds: Float[Tensor, "*B K H A"]
 
     def __call__(self, x: Chunk, lam: Level, condition: Tokens | None) -> Chunk:
         alpha, sigma = variance_preserving(over(lam, x))
