@@ -74,6 +74,7 @@ class Inputs:
     def __init__(self, node: Any, qualities: Mapping[str, Quality], governor: Governor, observe: Observe) -> None:
         self._node, self._qualities, self._governor, self._observe = node, qualities, governor, observe
         self._subscriptions: list[Any] = []
+        self._pressed: dict[str, bool] = {}
         self._constants: dict[str, np.ndarray] = {}
         self.faults: dict[str, str] = {}  # last complaint per stream, for diagnostics
         self.received: dict[str, int] = {}
@@ -89,7 +90,8 @@ class Inputs:
                 names = contract.interface.features[name].vector.names
                 self._listen(f"feature '{name}'", feature.topic, _FEATURES[feature.kind], self._feature(name, feature, names))
         if robot.watchdogs.estop:
-            self._listen("estop", config.estop_topic, Bool, lambda m: self._governor.estop(bool(m.data), time.monotonic()))
+            self._listen("estop", config.estop_topic, Bool, lambda m: self._press("source", bool(m.data)))
+            self._listen("guard", config.guard_estop_topic, Bool, lambda m: self._press("guard", bool(m.data)))
         if math.isfinite(robot.watchdogs.supervisor_s):
             self._listen("supervisor", config.supervisor_topic, Header, lambda m: self._governor.supervisor(time.monotonic()))
         if robot.keep_out:
@@ -104,6 +106,8 @@ class Inputs:
 
     def _listen(self, name: str, topic: str, kind: type, callback: Callable[[Any], Any]) -> None:
         quality = self._qualities.get(name, Quality(False))
+        if name == "guard":  # may come later, and is always our own
+            quality = Quality(True, True)
         self._subscriptions.append(self._node.create_subscription(kind, topic, callback, profile(quality)))
 
     def _ages(self, header: Any) -> tuple[float, float]:
@@ -139,6 +143,12 @@ class Inputs:
                 self.faults[stream] = str(error)
 
         return take
+
+    def _press(self, who: str, pressed: bool) -> None:
+        """Pressed by one is pressed; released is released by all, and only the source itself can be the first to be heard."""
+        self._pressed[who] = pressed
+        if pressed or "source" in self._pressed:
+            self._governor.estop(any(self._pressed.values()), time.monotonic())
 
     def _scan(self, message: Any) -> None:
         metres = np.asarray(message.ranges, np.float64)

@@ -89,6 +89,7 @@ class NodeConfig:
     command_topic: str = "cmd_vel"
     command_frame: str = "base_link"
     estop_topic: str = "estop"
+    guard_estop_topic: str = "guard_estop"  # pressed by the guard process when it had to stop the robot
     supervisor_topic: str = "supervisor"
     scan_topic: str = ""
     pose_topic: str = ""  # nav_msgs/Odometry in the geofence's frame

@@ -66,7 +66,7 @@ class CommandOutput:
     def __call__(self, ticked: Ticked) -> None:
         """Publish one command; in the output thread."""
         if self.fifo == "not yet":
-            self.fifo = _ask_for_fifo(self._priority)
+            self.fifo = ask_for_fifo(self._priority)
         self.last = ticked
         with self._lock:
             if self._open:
@@ -126,7 +126,7 @@ class Reports:
             self._node.destroy_publisher(publisher)
 
 
-def _ask_for_fifo(priority: int) -> str:
+def ask_for_fifo(priority: int) -> str:
     """SCHED_FIFO for the calling thread alone: of the whole process it would starve what it waits for. What came of it."""
     if priority < 1:
         return "not asked for"

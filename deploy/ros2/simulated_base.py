@@ -34,7 +34,7 @@ from kineflow.envs.navigation.embodiments.embodiment import attach
 from kineflow.envs.navigation.embodiments.wheeled import TRACK_M, WHEEL_RADIUS_M, Wheeled
 from kineflow.envs.navigation.rendering.backend import open_renderer
 
-PHYSICS_HZ, SCAN_HZ, CLOCK_HZ = 50.0, 10.0, 100.0
+SCAN_HZ, CLOCK_HZ = 10.0, 100.0
 # camera on|off|half   odom on|off   scan on|off   stamp SECONDS (added to every header)   clock run|freeze|SECONDS (a jump)
 _FAULTS = ("camera", "odom", "scan", "stamp", "clock")
 
@@ -145,12 +145,13 @@ class BaseNode(Node):  # type: ignore[misc]
 
     def _drive(self) -> None:
         angles = np.linspace(-math.pi / 2, math.pi / 2, 61)
-        for count, _ in enumerate(self._every(PHYSICS_HZ)):
+        rate_hz = self._options.odometry_rate
+        for count, _ in enumerate(self._every(rate_hz)):
             with self._lock:
-                self.base.advance(1 / PHYSICS_HZ)
+                self.base.advance(1 / rate_hz)
             if self._on["odom"]:
                 self._odom.publish(self._odometry())
-            if self._on["scan"] and count % round(PHYSICS_HZ / SCAN_HZ) == 0:
+            if self._on["scan"] and count % max(round(rate_hz / SCAN_HZ), 1) == 0:
                 self._scan.publish(self._scanned(angles))
 
     def _odometry(self) -> Any:
@@ -213,6 +214,7 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=640)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--rate", type=float, default=30.0, help="pictures a second")
+    parser.add_argument("--odometry-rate", type=float, default=50.0, help="odometry messages and physics steps a second")
     parser.add_argument("--reliable", action="store_true")
     parser.add_argument("--clock", action="store_true")
     options, rest = parser.parse_known_args()
