@@ -114,8 +114,10 @@ class Governor:
                 f"robot '{self.profile.name}' holds positions: activate it with its {size} present ones, not {held}"
             )
         self._interlocks.activate()
+        if now_s - self._last_s <= self.profile.watchdogs.tick_s and self._ramp.is_moving:
+            return  # ticked, and still braking: the stream goes on from there
         self._ramp.start([0.0] * size if held is None else held)
-        self._last_s, self._previous = now_s, None
+        self._last_s = now_s
 
     def deactivate(self) -> None:
         """Brake from the next tick on; the node stops publishing once the command is zero."""

@@ -49,6 +49,10 @@ class Ramp:
         """At rest at `value`."""
         self.value, self.rate = [float(v) for v in value], [0.0] * len(value)
 
+    @property
+    def is_moving(self) -> bool:
+        return any(self.rate) or (self._velocity and any(self.value))
+
     def halt(self) -> None:
         """Zero at once, or the position held at once: the e-stop, exempt from every rate."""
         if self._velocity:
@@ -97,7 +101,18 @@ class Ramp:
         """The rate toward the target that the curve and the bounds of speeding up and slowing down allow."""
         way = target - self.value[i]
         up, down = self._bounds(i, target)
+        if self._lands(i, way, target, dt):
+            return min(up, max(-down, way / dt))
         return min(up, max(-down, way * _curve(self._change[i], abs(way), dt)))
+
+    def _lands(self, i: int, way: float, target: float, dt: float) -> bool:
+        """Whether the target may be taken exactly: so close that the rate is zero again one tick later, so that a slow
+        target passes unchanged. Should that tick come sooner, the limits hold all the same; zero is never crossed for this."""
+        change = self._change[i]
+        if abs(way) > change * dt * dt or target == 0:
+            return False
+        over = way * abs(way) / (2 * change * dt * dt)
+        return self.low[i] <= target + over <= self.high[i]
 
     def _together(self, target: Sequence[float], dt: float) -> list[float]:
         """Rates that keep the values on the straight line to the target: the same share of the way, per second, for all.
@@ -109,7 +124,8 @@ class Ramp:
         tightest = min((self._change[i] / abs(way) for i, way in zip(self.axes, ways) if way), default=math.inf)
         if tightest == math.inf:
             return [0.0] * len(ways)
-        share = _curve(tightest, 1.0, dt)
+        lands = all(self._lands(i, way, target[i], dt) for i, way in zip(self.axes, ways) if way)
+        share = 1 / dt if lands else _curve(tightest, 1.0, dt)
         for i, way in zip(self.axes, ways):
             if way:
                 up, down = self._bounds(i, target[i])
