@@ -13,7 +13,7 @@ EXTRA_OF = {
         "train",
     ),
     **dict.fromkeys(("gymnasium", "gym_pusht", "pymunk", "pygame", "cv2", "shapely", "mujoco", "scipy"), "sim"),
-    "onnxruntime": "humanoid",
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"), "export"),
     **dict.fromkeys(("av", "PIL"), "report"),
     **dict.fromkeys(("torchvision", "timm", "open_clip"), "vision"),
     "h5py": "hdf5",
