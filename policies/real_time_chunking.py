@@ -41,8 +41,9 @@ class RealTimeChunking:
         gain = (1 - tau) w = min(beta (1 - tau), (tau^2 + (1 - tau)^2) / tau)
 
     and diffusion heads need nothing of their own. `jacobian` "none" takes J = 1 as deployed implementations do: no gradient
-    through the network, exportable. "exact" costs about three calls. An Euler step of 1 / steps moves the chunk by up to
-    beta / steps of the gap, which diverges above 1: beta <= steps is enforced.
+    through the network, exportable. "exact" costs about three calls, and pulls nothing where a clip holds the sample (J = 0).
+    An Euler step of 1 / steps moves the chunk by up to beta / steps of the gap, which diverges above 1: beta <= steps is
+    enforced.
     """
 
     field: Field
