@@ -1,4 +1,6 @@
-"""A process of its own that stops the robot when the policy node is killed or frozen: `python -m kineflow.deploy.ros2.guard_node`.
+"""A process of its own that stops the robot when the policy node is killed or frozen.
+
+`python -m kineflow.deploy.ros2.guard_node`
 
     cmd_vel, policy/heartbeat ---> silent for 0.15 s while last heard active ---> zero on cmd_vel at 20 Hz, guard_estop pressed
     supervisor <--- 10 Hz: without its guard the node does not move

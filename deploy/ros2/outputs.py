@@ -29,6 +29,7 @@ from kineflow.deploy.ros2.messages import (
     diagnostic_message,
     marker_message,
     path_message,
+    to_time,
     twist_message,
 )
 from kineflow.deploy.ros2.node_config import NodeConfig
@@ -71,7 +72,7 @@ class CommandOutput:
         with self._lock:
             if self._open:
                 try:
-                    self._send(ticked.command.values, "active")
+                    self._send(ticked.command.values, "active", time.monotonic() - ticked.now_s)
                 except Exception as error:
                     self.failure = f"{type(error).__name__}: {error}"
                     raise
@@ -88,8 +89,9 @@ class CommandOutput:
         self._node.destroy_publisher(self._commands)
         self._node.destroy_publisher(self._beats)
 
-    def _send(self, values: np.ndarray, state: str) -> None:
-        stamp = self._node.get_clock().now().to_msg()
+    def _send(self, values: np.ndarray, state: str, age_s: float = 0.0) -> None:
+        """Stamped with the time for which it was governed: limits hold between stamps."""
+        stamp = to_time(1e-9 * self._node.get_clock().now().nanoseconds - age_s)
         self._commands.publish(twist_message(self._stamped, self._robot.command.names, values, stamp, self._frame))
         self._beats.publish(Header(stamp=stamp, frame_id=state))
         self.sent += 1

@@ -81,6 +81,7 @@ class Rig:
         self.heard: list[Heard] = []
         self.reports: list[Report] = []
         self.status: list[tuple[float, str]] = []
+        self._clients: dict[str, Any] = {}
         self.beating = True
         self._ending = threading.Event()
 
@@ -188,22 +189,36 @@ class Rig:
 
         return str(self.call(GetState, f"/{node}/get_state", GetState.Request(), within_s).current_state.label)
 
-    def call(self, kind: Any, name: str, request: Any, within_s: float = START_S) -> Any:
-        """Call a service and wait.
+    def call(self, kind: Any, name: str, request: Any, within_s: float = START_S, again_s: float = START_S) -> Any:
+        """Call a service and wait; asked again every `again_s`, for what may be asked twice.
+
+        A killed node's services stay in the graph for 20 s and take requests: so clients are kept, and have met the living one.
 
         Raises:
             KineflowError: nobody answers within the time.
         """
-        client = self.node.create_client(kind, name)
-        try:
-            if not client.wait_for_service(timeout_sec=within_s):
-                raise KineflowError(f"nobody offers {name}; the node did not start: see {self.folder}")
+        until = time.monotonic() + within_s
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(kind, name)
+        client = self._clients[name]
+        if not client.wait_for_service(timeout_sec=within_s):
+            raise KineflowError(f"nobody offers {name}; the node did not start: see {self.folder}")
+        while time.monotonic() < until:
             future = client.call_async(request)
-            if not wait_for(future.done, within_s):
-                raise KineflowError(f"{name} did not answer within {within_s:g} s: see {self.folder}")
-            return future.result()
-        finally:
-            self.node.destroy_client(client)
+            if wait_for(future.done, min(again_s, until - time.monotonic())):
+                return future.result()
+        raise KineflowError(f"{name} did not answer within {within_s:g} s: see {self.folder}")
+
+    def meet(self, node: str = "policy", within_s: float = START_S) -> str:
+        """Wait until a node that was just started answers on its services: its state."""
+        from lifecycle_msgs.srv import ChangeState, GetState
+        from std_srvs.srv import Trigger
+
+        for kind, name in ((ChangeState, "change_state"), (Trigger, "reset_estop"), (Trigger, "reset_fault")):
+            self._clients.setdefault(f"/{node}/{name}", self.node.create_client(kind, f"/{node}/{name}"))
+        state = self.call(GetState, f"/{node}/get_state", GetState.Request(), within_s, again_s=1.0)
+        time.sleep(0.3)  # the others are met with it
+        return str(state.current_state.label)
 
     def press_estop(self, pressed: bool) -> float:
         from std_msgs.msg import Bool

@@ -1,0 +1,315 @@
+"""The promises of a policy node, each measured on real processes: what `kineflow bench node` prints and tests/ros2 assert.
+
+Each function takes a `Session` that is up and at speed (unless it says otherwise), injects its fault, and gives a `Measured`.
+Numbers and their reasons: the deployment notes, section 5.2. Times are of the observer, another process than the node.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from std_msgs.msg import Bool
+from std_srvs.srv import Trigger
+
+from kineflow.deploy.ros2.qos import Quality, profile
+from kineflow.deploy.ros2.rig import Heard, wait_for
+from kineflow.deploy.ros2.session import Session
+
+SPEED, DECELERATION = 0.4, 2.5  # of the toy policies, of robots/wheeled
+RAMP_S = SPEED / DECELERATION
+KEYS = ("state", "outcome", "why", "fifo", "ages_s.front", "ages_s.pose", "latency_p50_s", "latency_p95_s", "delay_actions")
+KEYS += ("actions_left", "governor.fault", "governor.estop_latched", "governor.supervisor_age_s", "tick_late_p99_s", "sent")
+KEYS += ("received.front", "epoch")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row: `value` against `limit` (both in `unit`); `held` is the promise itself, `note` what else was seen."""
+
+    number: int
+    promise: str
+    value: float
+    limit: float
+    unit: str
+    held: bool
+    note: str = ""
+
+
+def steady_rate(session: Session, seconds: float = 5.0) -> Measured:
+    """1: commands leave at 50 Hz: p99 of the error of the interval between stamps, and the longest gap."""
+    begin = time.monotonic()
+    time.sleep(seconds)
+    heard = session.rig.since(begin)
+    error_ms, gap_ms = interval_errors(heard)
+    received = 1e3 * np.diff([h.received_s for h in heard]) if len(heard) > 2 else np.array([np.inf])
+    p99 = float(np.percentile(error_ms, 99))
+    held = p99 <= 5 and gap_ms <= 100 and len(heard) >= 0.95 * 50 * seconds
+    note = f"{len(heard)} commands, longest gap {gap_ms:.1f} ms (stamps), {received.max():.1f} ms (received)"
+    return Measured(1, "50 Hz while active, p99 of the interval's error", p99, 5, "ms", held, note)
+
+
+def interval_errors(heard: Sequence[Heard]) -> tuple[np.ndarray, float]:
+    """|dt - 20 ms| of the stamps, and the longest gap; ms."""
+    intervals = 1e3 * np.diff([h.stamp_s for h in heard]) if len(heard) > 2 else np.array([np.inf])
+    return np.abs(intervals - 20), float(intervals.max())
+
+
+def stale_observation(session: Session) -> Measured:
+    """2: the camera falls silent at speed: braking begins within 0.25 s, zero 0.25 s + v / a after."""
+    begin = session.rig.fault("camera off")
+    wait_for(lambda: _stopped_since(session, begin), 3.0)
+    slower, zero = _slower_after(session, begin), _zero_after(session, begin)
+    held = slower <= 0.25 and zero <= 0.25 + RAMP_S + 0.04
+    return Measured(2, "stale observation: braking begins", 1e3 * slower, 250, "ms", held, f"zero after {1e3 * zero:.0f} ms")
+
+
+def shifted_stamps(session: Session) -> Measured:
+    """3: header stamps older than 0.5 s or more than 0.1 s ahead are dropped and counted, so the robot stops."""
+    counted = []
+    for shift in ("-0.8", "0.4"):
+        begin = session.rig.fault(f"stamp {shift}")
+        wait_for(lambda begin=begin: _stopped_since(session, begin), 3.0)  # type: ignore[misc]
+        wait_for(lambda begin=begin: _report_after(session, begin + 1.0), 3.0)  # type: ignore[misc]
+        report = session.rig.report()
+        words = "old stamp" if shift.startswith("-") else "stamp from the future"
+        counted.append(sum(float(v) for k, v in (report.values if report else {}).items() if k.endswith(words)))
+        counted[-1] *= session.rig.heard[-1].is_zero
+        session.recover()
+    return Measured(3, "old and future stamps are dropped and counted", min(counted), 1, "dropped", min(counted) >= 1)
+
+
+def estop(session: Session) -> Measured:
+    """7: zero within 50 ms; stays zero after release; moves only after reset and activation."""
+    rig = session.rig
+    begin = rig.press_estop(True)
+    wait_for(lambda: _stopped_since(session, begin), 2.0)
+    zero = _zero_after(session, begin)
+    time.sleep(0.3)
+    released = rig.press_estop(False)
+    time.sleep(1.6)
+    refused = not rig.change("activate")
+    reset = rig.call(Trigger, "/policy/reset_estop", Trigger.Request()).success
+    time.sleep(0.3)
+    still = all(h.is_zero for h in rig.since(released))
+    session.activate()
+    held = zero <= 0.05 and refused and reset and still
+    note = f"stays 0 after release: {still}, needs reset: {refused}, then activation: {reset}"
+    return Measured(7, "e-stop: zero", 1e3 * zero, 50, "ms", held, note)
+
+
+def latched_restart(session: Session, restarts: int = 2) -> Measured:
+    """8: a node that starts by itself while the e-stop is pressed does not move."""
+    rig, moved = session.rig, 0
+    settings, session.node_settings = session.node_settings, {**session.node_settings, "autostart": True}
+    for _ in range(restarts):
+        rig.kill("node")
+        rig.press_estop(True)
+        begin = time.monotonic()
+        session.start_node()
+        wait_for(lambda: "cannot activate" in rig.log("node")[-3000:] or bool(rig.since(begin)), 20.0)  # noqa: B023
+        time.sleep(1.0)
+        moved += any(not h.is_zero for h in rig.since(begin + 0.1))
+    session.node_settings = settings
+    note = f"{restarts} restarts while pressed; {'refused to activate' if 'latched' in rig.log('node') else 'published zero'}"
+    return Measured(8, "latched e-stop survives a restart: restarts that moved", moved, 0, "restarts", moved == 0, note)
+
+
+def supervisor_lost(session: Session) -> Measured:
+    """9: the supervisor's heartbeat ends: braking after 0.5 s. Without a guard, which is one too."""
+    begin = time.monotonic()
+    session.rig.beating = False
+    wait_for(lambda: _stopped_since(session, begin), 3.0)
+    slower = _slower_after(session, begin)
+    session.rig.beating = True
+    return Measured(9, "supervisor lost: braking begins", 1e3 * slower, 700, "ms", 0.3 < slower <= 0.7, "heartbeat 10 Hz")
+
+
+def clean_exit(session: Session, number: int) -> Measured:
+    """10 and 18: a signal at speed: three zeros, the first within 100 ms; exit code 0 within 1 s. The node is gone."""
+    rig = session.rig
+    begin = time.monotonic()
+    code, seconds = rig.end("node", number)
+    time.sleep(0.2)
+    heard = rig.since(begin)
+    zero = _zero_after(session, begin)
+    zeros = sum(1 for h in heard if h.is_zero)
+    last_is_zero = bool(heard) and heard[-1].is_zero
+    held = zero <= 0.1 and code == 0 and seconds < 1 and zeros >= 3 and last_is_zero
+    note = f"{signal.Signals(number).name}: {zeros} zeros, the last command {'0' if last_is_zero else 'NOT 0'}, rc {code}, "
+    return Measured(10, "signal: first zero", 1e3 * zero, 100, "ms", held, note + f"exit in {1e3 * seconds:.0f} ms")
+
+
+def killed(session: Session, number: int) -> Measured:
+    """11: the node is killed or frozen at speed: the guard sends zero within 0.25 s of the last command, and goes on."""
+    rig = session.rig
+    at = rig.send_signal("node", number)
+    wait_for(lambda: _stopped_since(session, at + 0.1), 3.0)
+    time.sleep(0.5)
+    moving = [h for h in rig.heard if not h.is_zero]
+    last, zeros = moving[-1].received_s, [h for h in rig.since(moving[-1].received_s) if h.is_zero]
+    seconds = zeros[0].received_s - last if zeros else float("inf")
+    resumed = False
+    if number == signal.SIGSTOP:
+        woken = rig.send_signal("node", signal.SIGCONT)
+        time.sleep(1.0)
+        resumed = any(not h.is_zero for h in rig.since(woken + 0.2))
+    rig.kill("node")
+    held = seconds <= 0.25 and len(zeros) > 3 and not resumed
+    note = f"{signal.Signals(number).name}: {len(zeros)} zeros" + (", moves again when thawed" if resumed else "")
+    return Measured(11, "killed or frozen: the guard's zero after the last command", 1e3 * seconds, 250, "ms", held, note)
+
+
+def silent_unless_active(session: Session) -> Measured:
+    """12: before configure, while inactive and after deactivation nothing is published; stale observations refuse activation."""
+    rig = session.rig
+    rig.kill("node")
+    time.sleep(0.3)
+    begin = time.monotonic()
+    session.start_node()
+    unconfigured = not rig.change("activate")
+    session.configure()
+    time.sleep(0.5)
+    rig.fault("camera off")
+    time.sleep(0.6)
+    stale = not rig.change("activate")
+    spoken = len(rig.since(begin + 0.1))
+    rig.fault("camera on")
+    time.sleep(0.3)
+    session.activate()
+    rig.change("deactivate")
+    time.sleep(0.2)
+    after = time.monotonic()
+    time.sleep(0.5)
+    spoken += len(rig.since(after))
+    held = spoken == 0 and unconfigured and stale
+    note = f"activation refused: unconfigured {unconfigured}, camera silent {stale}"
+    session.activate()
+    return Measured(12, "not active: commands published", spoken, 0, "commands", held, note)
+
+
+def wiring(session: Session) -> Measured:
+    """15: wrong type, best-effort e-stop, half the rate, a silent topic, a bad domain or middleware: none configures."""
+    from sensor_msgs.msg import CompressedImage
+
+    rig, accepted, words = session.rig, list[str](), list[str]()
+    rig.kill("node")
+    session.start_node()
+
+    def refused(what: str, sign: str) -> None:
+        before = len(rig.log("node"))
+        (accepted if rig.change("configure") else words).append(what)
+        if sign not in rig.log("node")[before:]:
+            accepted.append(f"{what} (no message)")
+
+    for what, kind, topic, quality, sign in (
+        ("other type", CompressedImage, "front", Quality(False), "sensor_msgs/msg/CompressedImage"),
+        ("best effort e-stop", Bool, "estop", Quality(False), "best effort"),
+    ):
+        publisher = rig.node.create_publisher(kind, topic, profile(quality))
+        time.sleep(0.5)
+        refused(what, sign)
+        rig.node.destroy_publisher(publisher)
+        time.sleep(0.5)
+    for fault, sign in (("camera half", "'/front' arrives at"), ("odom off", "'/odom' arrives at 0.0 Hz")):
+        rig.fault(fault)
+        time.sleep(0.2)
+        refused(fault, sign)
+        rig.fault(f"{fault.split()[0]} on")
+    for name, value in (("ROS_DOMAIN_ID", "233"), ("RMW_IMPLEMENTATION", "rmw_cyclonedds_cpp")):
+        done = _start_with(name, value)
+        good = done.returncode == 2 and f"{name} is '{value}'" in done.stderr
+        (words if good else accepted).append(name)
+    session.configure()
+    session.activate()
+    return Measured(
+        15, "faults of wiring that configured", len(accepted), 0, "faults", not accepted, f"refused: {', '.join(words)}"
+    )
+
+
+def diagnostics(session: Session) -> Measured:
+    """16: once a second and on change, with every key."""
+    begin = time.monotonic()
+    time.sleep(3.2)
+    reports = [r for r in session.rig.reports if r.name == "policy" and r.received_s >= begin]
+    lacking = [key for key in KEYS if not reports or key not in reports[-1].values]
+    at = session.rig.fault("camera off")
+    wait_for(lambda: any(r.received_s > at and "observation" in r.summary for r in session.rig.reports), 2.0)
+    change = [r.received_s - at for r in session.rig.reports if r.received_s > at and "observation" in r.summary]
+    session.recover()
+    held = 2 <= len(reports) <= 40 and not lacking and bool(change) and change[0] < 0.5
+    note = f"keys lacking: {lacking or 'none'}; a change is told after {1e3 * change[0]:.0f} ms" if change else "no change told"
+    return Measured(16, "diagnostics in 3.2 s", len(reports), 2, "reports", held, note)
+
+
+def limits_on_output(session: Session, seconds: float = 4.0) -> Measured:
+    """5: a wild policy: velocity and acceleration between the stamps of what was received. Session of policy `wild`."""
+    begin = time.monotonic()
+    time.sleep(seconds)
+    heard = session.rig.since(begin)
+    worst = 0.0
+    for axis, bound, rate in (("vx", 0.5, 2.5), ("yaw_rate", 1.0, 3.2)):
+        values, stamps = np.array([getattr(h, axis) for h in heard]), np.array([h.stamp_s for h in heard])
+        # 1 ms for the two clocks that a stamp is made of; float32 on the wire
+        worst = max(worst, float((np.abs(np.diff(values)) / (rate * (np.diff(stamps) + 1e-3) + 1e-5)).max()))
+        worst = max(worst, float(np.abs(values).max()) / (bound + 1e-6))
+    return Measured(5, "wild policy: share of the limits used on the output", worst, 1, "1", worst <= 1, f"{len(heard)} commands")
+
+
+def broken_chunks(session: Session) -> Measured:
+    """6: NaN: whole chunks refused, three in a row are a fault. Session of policy `broken`."""
+    rig = session.rig
+    wait_for(lambda: "FAULT" in _fault_of(session) or bool(_fault_of(session)), 8.0)
+    fault = _fault_of(session)
+    wait_for(lambda: rig.heard[-1].is_zero, 3.0)
+    finite = all(np.isfinite([h.vx, h.yaw_rate]).all() for h in rig.heard)
+    held = bool(fault) and finite and rig.heard[-1].is_zero
+    return Measured(6, "three chunks with NaN: fault", float(bool(fault)), 1, "fault", held, fault or "no fault")
+
+
+def chunk_exhausted(session: Session) -> Measured:
+    """4: the policy hangs for 5 s: the plan runs out and the velocity ramps to zero. Session of policy `stuck`."""
+    rig = session.rig
+    found = wait_for(
+        lambda: any("chunk" in text or "slow" in text for at, text in rig.status[-3:]) and rig.heard[-1].is_zero, 12.0
+    )
+    moving = [h for h in rig.heard if h.vx >= SPEED - 1e-3]
+    after = rig.since(moving[-1].received_s) if moving else []
+    zero = next((h.received_s for h in after if h.is_zero), float("inf")) - (moving[-1].received_s if moving else 0.0)
+    return Measured(4, "chunk used up: ramp to zero takes", 1e3 * zero, 1e3 * (RAMP_S + 0.3), "ms", found and zero < RAMP_S + 0.3)
+
+
+def _start_with(name: str, value: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kineflow.deploy.ros2.guard_node"]
+    environment = {**os.environ, name: value}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def _fault_of(session: Session) -> str:
+    report = session.rig.report()
+    return report.values.get("governor.fault", "") if report else ""
+
+
+def _report_after(session: Session, when_s: float) -> bool:
+    report = session.rig.report()
+    return report is not None and report.received_s > when_s
+
+
+def _stopped_since(session: Session, begin_s: float) -> bool:
+    heard = session.rig.since(begin_s)
+    return bool(heard) and heard[-1].is_zero
+
+
+def _zero_after(session: Session, begin_s: float) -> float:
+    return next((h.received_s for h in session.rig.since(begin_s) if h.is_zero), float("inf")) - begin_s
+
+
+def _slower_after(session: Session, begin_s: float) -> float:
+    """Seconds until a command is slower than the speed at `begin_s`."""
+    return next((h.received_s for h in session.rig.since(begin_s) if h.vx < 0.98 * SPEED), float("inf")) - begin_s
