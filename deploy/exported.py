@@ -31,7 +31,7 @@ from kineflow.contracts import (
 )
 from kineflow.deploy.exported_manifest import EXPORT_FILE, ExportError, Manifest, ModelFile, Words, read_manifest
 from kineflow.deploy.row_noise import SeedNoise
-from kineflow.deploy.runtimes import Model, load_model
+from kineflow.deploy.runtimes import Model, OpenVinoModel, load_model
 from kineflow.policies.checkpoint_folder import read_contract
 from kineflow.policies.golden import error_of
 from kineflow.policies.observation_check import checked, observed_goals
@@ -85,6 +85,12 @@ class ExportedPolicy:
         self._contract, self.manifest = contract, manifest
         self.act, self.look = dict(act), dict(look)
         self._look = _Features(look) if look else None
+
+    @property
+    def computes_in(self) -> set[str]:
+        """In which number formats its runtime really multiplies, where that says so."""
+        models = [*self.act.values(), *(model for model, _ in self.look.values())]
+        return {str(model.computes_in) for model in models if isinstance(model, OpenVinoModel)}
 
     @property
     def contract(self) -> PolicyContract:

@@ -52,7 +52,7 @@ def onnx_options(threads: int) -> Any:
 
 
 class OpenVinoModel:
-    """OpenVINO on the processor, in float32 or with bfloat16 products."""
+    """OpenVINO on the processor, in float32 or, where it has such instructions, with bfloat16 products."""
 
     def __init__(self, file: Path | Any, outputs: Sequence[str], threads: int, precision: Precision) -> None:
         """`file`: an .xml, or a model that is in memory."""
@@ -61,6 +61,8 @@ class OpenVinoModel:
         model = core.read_model(str(file)) if isinstance(file, Path) else file
         self._compiled = core.compile_model(model, "CPU", openvino_options(threads, precision))
         self._request = self._compiled.create_infer_request()
+        hint = str(self._compiled.get_property("INFERENCE_PRECISION_HINT"))
+        self.computes_in = "bf16" if "bfloat16" in hint or "bf16" in hint else "f32"  # a processor may have no bfloat16
         self._taken = [value.any_name for value in self._compiled.inputs]
         self._outputs = tuple(outputs)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import kineflow
-from kineflow import cli_collect, cli_data, cli_export, cli_flow, cli_scene, cli_table
+from kineflow import cli_collect, cli_data, cli_deploy, cli_export, cli_flow, cli_scene, cli_table
 from kineflow.cli_verb import add_verb as _verb, positive as _positive, show as _show
 from kineflow.contracts import KineflowError
 from kineflow.extras import EXTRA_OF
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kineflow {kineflow.__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     learning, driving = (_add_training, cli_scene.add, cli_flow.add), (_add_evaluation, cli_table.add)
-    for add in (_add_demo_and_data, cli_collect.add, *learning, *driving, _add_compose, cli_export.add, _add_bench):
+    for add in (_add_demo_and_data, cli_collect.add, *learning, *driving, _add_compose, cli_export.add, cli_deploy.add, _add_bench):
         add(verbs)
     return parser
 
@@ -197,9 +197,9 @@ def _eval(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from kineflow.config import load_config
+    from kineflow.deploy.loading import load_policy
     from kineflow.policies.eval_result import EvalConfig
     from kineflow.policies.evaluation import evaluate, render_result
-    from kineflow.policies.load import load_policy
 
     config = load_config(EvalConfig, args.config, args.overrides)
     policy = load_policy(args.policy)
@@ -215,9 +215,10 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    from kineflow.deploy.loading import load_policy
     from kineflow.policies.compare import compare
 
-    table = compare(args.policies, minutes=args.minutes, episodes=args.episodes, out=args.out)
+    table = compare(args.policies, minutes=args.minutes, episodes=args.episodes, out=args.out, load=load_policy)
     _show(args, table.to_json(), table.print)
     return 0
 

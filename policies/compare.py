@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,11 @@ class Comparison:
         Console().print(table)
 
 
-def compare(policies: Sequence[str], *, minutes: float, episodes: int, out: Path) -> Comparison:
+def compare(
+    policies: Sequence[str], *, minutes: float, episodes: int, out: Path, load: Callable[[Path], Any] = load_policy
+) -> Comparison:
     """Entries for run folders and configurations; a configuration is trained into `out`/<its name> unless that is done.
+    `load` knows more kinds of folders where more is installed (kineflow.deploy.loading).
 
     `NAME@ddpm:100` is the policy NAME sampled by the solver ddpm in 100 steps, `NAME@dpmpp2m:8:lambda` by dpmpp2m on the grid
     lambda, `NAME@sde=2:20:shifted:3` by the SDE with diffusion 2 on the grid shifted:3.
@@ -89,7 +92,7 @@ def compare(policies: Sequence[str], *, minutes: float, episodes: int, out: Path
     for entry, chosen in zip(policies, samplers):
         source, _, sampler = entry.partition("@")
         run = _trained(source, minutes, out)
-        policy, name = load_policy(run), run.name
+        policy, name = load(run), run.name
         place = out / run.name if is_shipped(source) else run  # nothing is written into the package
         if chosen:
             policy, name = policy.resampled(**chosen), f"{run.name}@{sampler}"

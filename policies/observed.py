@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float16, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from kineflow.contracts import GoalBatch, Horizons, Interface, Observation, Window
@@ -18,11 +18,11 @@ from kineflow.policies.observation_check import checked, observed_goals as obser
 class Observed:
     """What an encoder sees: the state and each camera's frames over the last T steps, oldest first, and the goal.
 
-    Frames may come as float16 features of the encoder's frozen backbone, here and in the goals (`GoalBatch`).
+    Frames may come as features of the encoder's frozen backbone (float16 from outside), here and in the goals (`GoalBatch`).
     """
 
     state: Float[Tensor, "B T S"]
-    images: Mapping[str, UInt8[Tensor, "B T H W 3"] | Float16[Tensor, "B T P D"]]
+    images: Mapping[str, UInt8[Tensor, "B T H W 3"] | Float[Tensor, "B T P D"]]
     goals: Mapping[str, Tensor] = field(default_factory=dict)
     given: Mapping[str, Bool[Tensor, "B"]] = field(default_factory=dict)
     instruction: tuple[str, ...] = ()

@@ -125,6 +125,8 @@ def _checked(policy: ChunkPolicy, source: str, folder: Path, config: ExportConfi
             manifest = _written(policy, graphs, plan, folder, config, way)
             exported = opened(folder, manifest, policy.contract)
             runtime = f"{PACKAGE[config.format]} {version(PACKAGE[config.format])}" + (f", {way}" if way else "")
+            if config.precision == "bf16" and exported.computes_in == {"f32"}:
+                runtime += ", computed in f32: this processor has no bf16"
             results = tuple(parity(asked[steps], exported, steps, runtime) for steps in asked)
             manifest = replace(manifest, parity=results)
             if wrong := [_sentence(result) for result in results if not result.holds]:

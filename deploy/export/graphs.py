@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -32,6 +33,7 @@ from kineflow.policies.objectives import Diffusion, FlowMatching
 from kineflow.policies.observed import Observed
 from kineflow.policies.policy import PolicyNetwork
 from kineflow.policies.real_time_chunking import DEFAULT_BETA, RealTimeChunking
+from kineflow.policies.samplers import RowNoise
 
 
 @dataclass(frozen=True)
@@ -47,28 +49,20 @@ class Graph:
         return dict(zip(self.outputs, answer))
 
 
-class GivenNoise:
-    """Draws that are there already, in place of `RowNoise`."""
+class GivenNoise(RowNoise):
+    """Draws `[B, N, H, A]` that are there already, in place of those of seeds; where there are fewer, the last one again."""
 
     def __init__(self, draws: Tensor) -> None:
-        self._draws, self._next = draws, 0
+        super().__init__(np.zeros(len(draws), np.int64), (draws.shape[2], draws.shape[3]))
+        object.__setattr__(self, "_draws", draws)
+        object.__setattr__(self, "count", 0)
 
-    def zeros(self) -> Tensor:
-        return torch.zeros_like(self._draws[:, 0])
-
-    def draw(self) -> Tensor:
-        self._next += 1
-        return self._draws[:, self._next - 1]
-
-
-class _CountedNoise(GivenNoise):
-    """Counts the draws that a solver makes."""
-
-    count = 0
+    _draws: Tensor
+    count: int  # of draws so far
 
     def draw(self) -> Tensor:
-        self.count += 1
-        return self._draws[:, 0]
+        object.__setattr__(self, "count", self.count + 1)
+        return self._draws[:, min(self.count, self._draws.shape[1]) - 1]
 
 
 def frozen_copy(network: PolicyNetwork) -> PolicyNetwork:
@@ -127,9 +121,9 @@ def takes_prefix(network: PolicyNetwork) -> bool:
 def draws_of(network: PolicyNetwork, steps: int | None) -> int:
     """Chunks of noise that an answer takes."""
     shape, tokens = (1, 1, *network.action_scale.shape), torch.zeros(1, *network.encoder.token_shape)
-    noise = _CountedNoise(torch.zeros(shape))
+    noise = GivenNoise(torch.zeros(shape))
     with torch.no_grad():
-        network.config.objective.sample(network.head, noise, tokens, SampleOptions(network.null_condition, steps))  # type: ignore[arg-type]
+        network.config.objective.sample(network.head, noise, tokens, SampleOptions(network.null_condition, steps))
     return noise.count
 
 
@@ -142,7 +136,7 @@ def _answer(network: PolicyNetwork, inputs: Mapping[str, Tensor], steps: int | N
         guide = _continued(units, inputs["prefix"], inputs["prefix_mask"], steps or getattr(objective, "steps", 1))
     noise = GivenNoise(inputs["noise"]) if "noise" in inputs else GivenNoise(torch.zeros(1, 1, *network.action_scale.shape))
     options = SampleOptions(network.null_condition, steps, None, guide)
-    chunk = objective.sample(head, noise, condition, options)  # type: ignore[arg-type]
+    chunk = objective.sample(head, noise, condition, options)
     answer = {"actions": units.restore(chunk)}
     if network.stop is not None:
         answer["stop_probability"] = torch.sigmoid(network.stop(condition))

@@ -41,7 +41,7 @@ def resized(
     if height != x.shape[2]:
         pixels = _matrix(x.shape[2], height, mode, antialias, whole) @ pixels
         pixels = _rounded(pixels) if whole else pixels
-    return pixels  # of uint8: whole grey levels, as float
+    return pixels.to(torch.uint8) if whole else pixels
 
 
 def averaged(x: Tensor, output_size: Any) -> Tensor:
