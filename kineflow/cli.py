@@ -52,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kineflow {kineflow.__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     learning, driving = (_add_training, cli_scene.add, cli_flow.add), (_add_evaluation, cli_table.add)
-    for add in (_add_demo_and_data, cli_collect.add, *learning, *driving, _add_compose, cli_export.add, cli_deploy.add, _add_bench):
+    robots = (cli_export.add, cli_deploy.add)
+    for add in (_add_demo_and_data, cli_collect.add, *learning, *driving, _add_compose, *robots, _add_bench):
         add(verbs)
     return parser
 

@@ -1,0 +1,49 @@
+"""`kineflow deploy WHAT ...`: policies on robots, and what comes before them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from kineflow.cli_verb import add_verb, show
+
+
+def add(verbs: Any) -> None:
+    deploy = add_verb(
+        verbs,
+        "deploy",
+        _deploy,
+        "simulate: drive an environment through the robot's executor, in virtual time with latencies; executor fields can follow",
+        overrides=True,
+    )
+    deploy.add_argument("what", choices=["simulate"])
+    deploy.add_argument("policy", help="run, checkpoint, composed or exported folder, kineflow://NAME or hub name")
+    deploy.add_argument("--config", default="eval/pusht", help="evaluation config: which environment (default eval/pusht)")
+    deploy.add_argument("--executor", default="deploy/rtc", help="how chunks are executed (default deploy/rtc)")
+    deploy.add_argument("--profile", help="robot whose governor has the last word, such as robots/wheeled (default none)")
+    deploy.add_argument("--episodes", type=int, default=5)
+    deploy.add_argument("--latency-ms", type=float, help="of every answer (default: the time that it takes here)")
+
+
+def _deploy(args: argparse.Namespace) -> int:
+    from kineflow.config import load_config
+    from kineflow.deploy.executor_config import ExecutorConfig
+    from kineflow.deploy.loading import load_policy
+    from kineflow.deploy.robot_profile import RobotProfile
+    from kineflow.deploy.simulation import Simulation, table_of
+    from kineflow.policies.eval_result import EvalConfig
+
+    config = load_config(EvalConfig, args.config)
+    executor = load_config(ExecutorConfig, args.executor, args.overrides)
+    profile = load_config(RobotProfile, args.profile) if args.profile else None
+    simulation = Simulation(load_policy(args.policy), config, executor, profile)
+    seeds = range(config.seed_start, config.seed_start + args.episodes)
+    table = table_of(simulation.run(seeds, None if args.latency_ms is None else args.latency_ms / 1e3))
+
+    def human() -> None:
+        for name, value in table.items():
+            if name != "results":
+                print(f"{name:18} {value:.4g}")
+
+    show(args, table, human)
+    return 0
