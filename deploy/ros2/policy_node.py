@@ -46,6 +46,7 @@ from kineflow.deploy.runner import Runner
 REPORT_S = 1.0
 WATCH_S = 0.05
 FORWARD_JUMP_S = 1.0
+SAY_AGAIN_S = 1.0
 REST_TICKS = 20  # of WATCH_S: a second of zeros before the node falls silent
 STOP_S = 0.3  # for the threads to end; one that is within the policy is left behind
 CANCELLED = "cancelled"
@@ -75,6 +76,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self._watch = self.create_timer(WATCH_S, self._watch_over, clock=steady)
         self._reported_s, self._said, self._planned = 0.0, ("", ""), None
         self._rested = 0
+        self._refused, self._refused_s = "", 0.0
         self._told: FollowsGoal | None = None
         self._latest: tuple[Any, float] | None = None  # newest chunk and its step
         if bool(self.declare_parameter("autostart", False).value):
@@ -117,7 +119,9 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         try:
             do()
         except KineflowError as error:
-            self.get_logger().error(f"cannot {what}: {error}")
+            if str(error) != self._refused or time.monotonic() - self._refused_s > SAY_AGAIN_S:  # autostart tries on and on
+                self.get_logger().error(f"cannot {what}: {error}")
+                self._refused, self._refused_s = str(error), time.monotonic()
             if what == "configure":
                 self._let_go()
             return TransitionCallbackReturn.FAILURE

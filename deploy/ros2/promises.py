@@ -169,10 +169,8 @@ def killed(session: Session, number: int) -> Measured:
 def silent_unless_active(session: Session) -> Measured:
     """12: before configure, while inactive and after deactivation nothing is published; stale observations refuse activation."""
     rig = session.rig
-    rig.kill("node")
-    time.sleep(0.3)
+    session.restart_node(settle=False)
     begin = time.monotonic()
-    session.start_node()
     unconfigured = not rig.change("activate")
     session.configure()
     time.sleep(0.5)
@@ -199,8 +197,7 @@ def wiring(session: Session) -> Measured:
     from sensor_msgs.msg import CompressedImage
 
     rig, accepted, words = session.rig, list[str](), list[str]()
-    rig.kill("node")
-    session.start_node()
+    session.restart_node(settle=False)
 
     def refused(what: str, sign: str) -> None:
         before = len(rig.log("node"))

@@ -138,10 +138,10 @@ class Rig:
             "OMP_NUM_THREADS": "1",
             **(environment or {}),
         }
-        log = (self.folder / f"{name}.log").open("ab")
         command = [sys.executable, "-m", f"kineflow.deploy.ros2.{module}", *words]
         # No `timeout` in between: signals are for the node itself. The limit is a timer of ours, and pytest's.
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=settings, start_new_session=True)
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=settings, start_new_session=True)
         killer = threading.Timer(LONGEST_S, _kill_session, [process])
         killer.daemon = True
         killer.start()
