@@ -258,7 +258,7 @@ class Governor:
         if any(abs(target[i] - wanted[i]) > SAME for i in ramp.axes):
             reasons.append("limit")
         for source, planes in self._seen.items():
-            if len(planes.room) and self._slow(target, planes, now_s):
+            if self._slow(target, planes, now_s):
                 reasons.append(source)
         if too_close := self._step(target, dt, now_s):
             return self._publish(intent, "stop", (too_close,), braking=True)
@@ -280,7 +280,8 @@ class Governor:
         before = list(ramp.value), list(ramp.rate)
         ramp.step(target, dt)
         for source, planes in self._seen.items():
-            if len(planes.room) and planes.is_too_fast(self._of_base(ramp.value), now_s, self._deceleration, self._latency_s):
+            base = self._of_base(ramp.value)
+            if planes.is_too_fast(base, now_s, self._deceleration, self._latency_s, planes.grace_m):
                 ramp.value, ramp.rate = before
                 ramp.brake(dt)
                 return f"too close: {source}"
@@ -315,6 +316,8 @@ class Governor:
 
     def _watchdogs(self, now_s: float) -> str:
         dogs, keep, fence = self.profile.watchdogs, self.profile.keep_out, self.profile.geofence
+        if self._outside:
+            return self._outside
         if not 0 <= now_s - self._observed_s <= dogs.observation_s:
             return "observation too old"
         for source, planes in self._seen.items():
@@ -322,8 +325,8 @@ class Governor:
             if now_s - planes.received_s > longest:
                 return f"{source} went silent"
         if fence and "fence" not in self._seen:
-            return self._outside or "pose not known"
-        return self._outside
+            return "pose not known"
+        return ""
 
     def _publish(self, intent: Intent, outcome: Outcome, reasons: tuple[str, ...], braking: bool = False) -> Command:
         self._counts[outcome] += 1
@@ -342,7 +345,7 @@ class Governor:
             "estop_heard": locks.estop_heard,
             "estop_pressed": locks.estop_pressed,
             "estop_latched": locks.estop_latched,
-            "still_because": "e-stop" if locks.estop_latched else locks.why_still(now_s),
+            "still_because": "e-stop" if locks.estop_latched else locks.why_still(now_s) or self._watchdogs(now_s),
             "observation_age_s": now_s - self._observed_s,
             "supervisor_age_s": now_s - locks.supervisor_s,
             "source_age_s": {source: now_s - planes.received_s for source, planes in self._seen.items()},

@@ -63,23 +63,32 @@ class Pinhole:
 
 @dataclass(frozen=True)
 class HalfPlanes:
-    """Unit vectors `toward` what must not be touched, base frame, and the metres of `room` (0 or more) as of `received_s`."""
+    """Unit vectors `toward` what must not be touched, base frame, and the metres of `room` as of `received_s`.
+
+    Slowing down in time keeps the room above zero. Braking that must not wait starts `grace_m` later: the body is allowed
+    that much of the margin, so that creeping up to it does not end in hard braking.
+    """
 
     toward: Float[np.ndarray, "N 3"]
     room: Float[np.ndarray, "N"]
     received_s: float
+    grace_m: float
     least: float = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "least", float(self.room.min(initial=math.inf)))
 
-    def is_too_fast(self, velocity: Float[np.ndarray, "3"], now_s: float, deceleration: float, latency_s: float) -> bool:
-        """Whether a closing speed is above h; without roots, for every tick."""
+    def is_too_fast(
+        self, velocity: Float[np.ndarray, "3"], now_s: float, deceleration: float, latency_s: float, grace_m: float = 0.0
+    ) -> bool:
+        """Whether a closing speed is above h(room + grace_m); without roots, for every tick."""
         speed, latency = math.hypot(*velocity), latency_s + max(0.0, now_s - self.received_s)
-        if speed * (speed * (0.5 / deceleration) + latency) <= self.least:
+        grace_m += TOUCH
+        if speed * (speed * (0.5 / deceleration) + latency) <= self.least + grace_m:
             return False
-        closing = np.maximum(self.toward @ velocity, 0.0)
-        return bool((closing * (closing * (0.5 / deceleration) + latency) > self.room + TOUCH).any())
+        closing = self.toward @ velocity
+        reach = closing * (np.abs(closing) * (0.5 / deceleration) + latency)  # negative where it moves away
+        return bool((reach > np.maximum(self.room + grace_m, 0.0)).any())
 
     def share(self, velocity: Float[np.ndarray, "3"], now_s: float, deceleration: float, latency_s: float) -> float:
         """The factor, at most 1, by which this velocity must shrink to keep every closing speed at h or below."""
@@ -87,7 +96,7 @@ class HalfPlanes:
             return 1.0
         closing = self.toward @ velocity
         slow = deceleration * (latency_s + max(0.0, now_s - self.received_s))
-        allowed = np.sqrt(slow * slow + 2 * deceleration * self.room) - slow
+        allowed = np.sqrt(slow * slow + 2 * deceleration * np.maximum(self.room, 0.0)) - slow
         toward = closing > 0
         return min(1.0, float((allowed[toward] / closing[toward]).min()))
 
@@ -116,7 +125,7 @@ def from_ranges(
     flat = metres[near, None] * np.stack([np.cos(angles[near]), np.sin(angles[near]), np.zeros(len(near))], axis=1)
     points = mount.to_base(flat)
     points[:, 2] = 0.0  # one height stands for all: a planar scan keeps the body away sideways
-    return _planes(points, footprint_m, config.margin_m, reach_m, received_s)
+    return _planes(points, footprint_m, config.margin_m, config.margin_m / 2, reach_m, received_s)
 
 
 def from_depth(
@@ -148,7 +157,7 @@ def from_depth(
     points = mount.to_base(np.stack([ahead, -(u - camera.cx) / camera.fx * ahead, -(v - camera.cy) / camera.fy * ahead], axis=1))
     points = points[(points[:, 2] >= config.low_m) & (points[:, 2] <= config.high_m)]
     points[:, 2] = 0.0  # an upright cylinder as high as the band
-    return _planes(points, footprint_m, config.margin_m, reach_m, received_s)
+    return _planes(points, footprint_m, config.margin_m, config.margin_m / 2, reach_m, received_s)
 
 
 def from_fence(
@@ -165,19 +174,20 @@ def from_fence(
     way = corners + along[:, None] * edge - here
     turn = np.array([[math.cos(yaw), math.sin(yaw)], [-math.sin(yaw), math.cos(yaw)]])
     points = np.concatenate([way @ turn.T, np.zeros((len(way), 1))], axis=1)
-    level = _planes(points, footprint_m, 0.0, math.inf, received_s)
-    bands = [(1.0, fence.high_m - z), (-1.0, z - fence.low_m)]
+    level = _planes(points, footprint_m, fence.margin_m, fence.margin_m, math.inf, received_s)
+    bands = [(1.0, fence.high_m - fence.margin_m - z), (-1.0, z - fence.low_m - fence.margin_m)]
     caps = [(sign, room) for sign, room in bands if room < math.inf]
     toward = np.concatenate([level.toward, np.array([[0.0, 0.0, sign] for sign, _ in caps]).reshape(-1, 3)])
-    return HalfPlanes(toward, np.concatenate([level.room, np.array([room for _, room in caps])]), received_s)
+    return HalfPlanes(toward, np.concatenate([level.room, np.array([room for _, room in caps])]), received_s, fence.margin_m)
 
 
-def _planes(points: np.ndarray, footprint_m: float, margin_m: float, reach_m: float, received_s: float) -> HalfPlanes:
+def _planes(
+    points: np.ndarray, footprint_m: float, margin_m: float, grace_m: float, reach_m: float, received_s: float
+) -> HalfPlanes:
     distance = np.sqrt((points * points).sum(1))
     near = distance - footprint_m - margin_m < reach_m  # further ones never bind at the speeds of this body
     points, distance = points[near], distance[near]
-    room = np.maximum(distance - footprint_m - margin_m, 0.0)
-    return HalfPlanes(points / np.maximum(distance, 1e-9)[:, None], room, received_s)
+    return HalfPlanes(points / np.maximum(distance, 1e-9)[:, None], distance - footprint_m - margin_m, received_s, grace_m)
 
 
 def _inside(corners: np.ndarray, ends: np.ndarray, here: np.ndarray) -> bool:

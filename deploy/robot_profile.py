@@ -93,8 +93,9 @@ class ChunkChecks:
 class KeepOut:
     """Stay able to stop before what range scan or depth sees: closing speed v with v latency + v^2 / (2 deceleration) <= room.
 
-    Room is the distance less footprint and `margin_m`. `deceleration` is what the body really does, at most the limit's;
-    `latency_s` covers sensor, transport and drive. Points between `low_m` and `high_m` of height over the base count.
+    Room is the distance less footprint and `margin_m`; half of the margin is kept even when something appears close.
+    `deceleration` is what the body really does, at most the limit's; `latency_s` covers sensor, transport and drive. Points
+    between `low_m` and `high_m` of height over the base count.
     """
 
     deceleration: float
@@ -121,6 +122,7 @@ class Geofence:
     frame: str = "map"
     low_m: float = -math.inf
     high_m: float = math.inf
+    margin_m: float = 0.1  # between footprint and fence
     pose_s: float = 0.5  # longest silence of the pose
 
     def __post_init__(self) -> None:

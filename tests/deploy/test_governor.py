@@ -43,7 +43,7 @@ ROBOTS = [
 
 
 @pytest.mark.parametrize("robot", ROBOTS, ids=lambda r: r.name)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_whatever_arrives_whenever_the_stream_keeps_its_limits(robot: RobotProfile, data: st.DataObject) -> None:
     size = robot.command.size
