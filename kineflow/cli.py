@@ -140,7 +140,8 @@ def _add_compose(verbs: Any) -> None:
 
 def _add_bench(verbs: Any) -> None:
     bench = _verb(verbs, "bench", _bench, "measure ours beside a reference in one run")
-    bench.add_argument("name", choices=["head", "compose", "sampler", "train", "crash", "data", "env", "flow", "policy", "all"])
+    learning = ["head", "compose", "sampler", "train", "crash", "data", "env", "flow", "policy"]
+    bench.add_argument("name", choices=[*learning, "rtc", "all"])
     bench.add_argument("--quick", action="store_true", help="a stated subset in about a minute")
     bench.add_argument("--kills", type=int, help="of bench crash: kills of each writer (default 1000, quick 20)")
 
@@ -240,9 +241,10 @@ def _compose(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    from kineflow.deploy.bench.run import BENCHES
     from kineflow.policies.bench.run import run_bench
 
-    report = run_bench(args.name, quick=args.quick, kills=args.kills)
+    report = run_bench(args.name, quick=args.quick, kills=args.kills, more=BENCHES)
     _show(args, report.to_json(), report.print)
     return 0 if report.ok else 1
 

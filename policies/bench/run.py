@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -32,19 +32,23 @@ BENCHES: dict[str, Callable[..., Iterator[Row]]] = {
 }
 
 
-def run_bench(name: str, *, quick: bool, kills: int | None = None) -> BenchReport:
-    """Run one benchmark, or all of them; rows are shown as they come. `kills` is an option of "crash" only.
+def run_bench(
+    name: str, *, quick: bool, kills: int | None = None, more: Mapping[str, Callable[..., Iterator[Row]]] | None = None
+) -> BenchReport:
+    """Run one benchmark, or all of them; rows are shown as they come. `kills` is an option of "crash" only. `more`: benchmarks
+    of folders that stand on this one.
 
     Raises:
         KineflowError: `kills` of another benchmark, or less than one.
     """
     if kills is not None and (name != "crash" or kills < 1):
         raise KineflowError(f"bench {name}: --kills {kills}; it is a number above 0, of `bench crash` alone")
-    names = list(BENCHES) if name == "all" else [name]
+    benches = {**BENCHES, **(more or {})}
+    names = list(benches) if name == "all" else [name]
     rows: list[Row] = []
     with Console(stderr=True).status("measuring") as status:
         for bench in names:
-            for row in BENCHES[bench](quick=quick, **({"kills": kills} if bench == "crash" and kills else {})):
+            for row in benches[bench](quick=quick, **({"kills": kills} if bench == "crash" and kills else {})):
                 rows.append(row)
                 status.update(f"measured {row.name}")
     report = BenchReport(rows)

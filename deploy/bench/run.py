@@ -1,0 +1,10 @@
+"""Benchmarks of deployment, for `kineflow.policies.bench.run.run_bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from kineflow.bench_row import Row
+from kineflow.deploy.bench.rtc import bench_rtc
+
+BENCHES: dict[str, Callable[..., Iterator[Row]]] = {"rtc": bench_rtc}
