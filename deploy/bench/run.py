@@ -6,5 +6,6 @@ from collections.abc import Callable, Iterator
 
 from kineflow.bench_row import Row
 from kineflow.deploy.bench.rtc import bench_rtc
+from kineflow.deploy.export.bench import bench_export
 
-BENCHES: dict[str, Callable[..., Iterator[Row]]] = {"rtc": bench_rtc}
+BENCHES: dict[str, Callable[..., Iterator[Row]]] = {"rtc": bench_rtc, "export": bench_export}
