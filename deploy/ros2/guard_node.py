@@ -1,4 +1,4 @@
-"""A process of its own that stops the robot when the policy node is killed or frozen.
+"""The guard (`deploy/guard.py`) on ROS topics: a process of its own that stops the robot when the node is killed or frozen.
 
 `python -m kineflow.deploy.ros2.guard_node`
 
@@ -23,12 +23,13 @@ from rclpy.node import Node
 from std_msgs.msg import Bool, Header
 from std_srvs.srv import Trigger
 
+from kineflow.deploy.guard import Guard, GuardConfig
 from kineflow.deploy.ros2.messages import twist_message
 from kineflow.deploy.ros2.outputs import ask_for_fifo
 from kineflow.deploy.ros2.process import run_process
 from kineflow.deploy.ros2.qos import Quality, profile
 
-LOOK_S, ZERO_S, BEAT_S = 0.01, 0.05, 0.1
+LOOK_S = 0.01
 
 
 class GuardNode(Node):  # type: ignore[misc]
@@ -37,15 +38,14 @@ class GuardNode(Node):  # type: ignore[misc]
     def __init__(self, context: Any, options: argparse.Namespace) -> None:
         super().__init__("guard", context=context)
         self.ending = threading.Event()
-        self._silence_s, self._frame = options.silence, options.frame
+        self._guard, self._lock, self._frame = Guard(GuardConfig(silence_s=options.silence)), threading.Lock(), options.frame
         kind = Twist if options.plain else TwistStamped
-        self._stamped, self._last_s, self._active, self._tripped = not options.plain, 0.0, False, False
+        self._stamped = not options.plain
         self._zero = self.create_publisher(kind, options.command_topic, profile(Quality(True)))
         self._estop = self.create_publisher(Bool, options.estop_topic, profile(Quality(True, True)))
         self._supervisor = self.create_publisher(Header, options.supervisor_topic, profile(Quality(True)))
         self.create_subscription(Header, options.heartbeat_topic, self._on_beat, profile(Quality(True)))
         self.create_service(Trigger, "~/reset", self._on_reset)
-        self._estop.publish(Bool(data=False))
         self._thread = threading.Thread(target=self._watch, name="kineflow-guard", daemon=True)
         self._thread.start()
 
@@ -56,31 +56,27 @@ class GuardNode(Node):  # type: ignore[misc]
 
     def _on_beat(self, message: Any) -> None:
         """One for each command, from the same thread of the node: commands and beats end together."""
-        self._last_s, self._active = time.monotonic(), message.frame_id == "active"
+        with self._lock:
+            self._guard.beat(message.frame_id == "active", time.monotonic())
 
     def _on_reset(self, request: Any, response: Any) -> Any:
-        self._tripped = self._active = False
-        self._estop.publish(Bool(data=False))
+        with self._lock:
+            self._guard.reset()
         response.success, response.message = True, "released; reset the node's e-stop and activate it"
         return response
 
     def _watch(self) -> None:
         ask_for_fifo(30)
-        zeroed_s = beat_s = 0.0
-        while not self.ending.is_set():
-            now = time.monotonic()
-            if self._active and not self._tripped and now - self._last_s > self._silence_s:
-                self._tripped = True
-                self._estop.publish(Bool(data=True))
-                zeroed_s = 0.0
-            if self._tripped and now - zeroed_s >= ZERO_S:
-                zeroed_s = now
-                stamp = self.get_clock().now().to_msg()
+        while not self.ending.wait(LOOK_S):
+            with self._lock:
+                sends = self._guard.look(time.monotonic())
+            stamp = self.get_clock().now().to_msg()
+            if sends.stop:
                 self._zero.publish(twist_message(self._stamped, ("vx",), np.zeros(1), stamp, self._frame))
-            if now - beat_s >= BEAT_S:
-                beat_s = now
-                self._supervisor.publish(Header(stamp=self.get_clock().now().to_msg(), frame_id="guard"))
-            self.ending.wait(LOOK_S)
+            if sends.estop is not None:
+                self._estop.publish(Bool(data=sends.estop))
+            if sends.supervisor:
+                self._supervisor.publish(Header(stamp=stamp, frame_id="guard"))
 
 
 def main() -> int:
@@ -90,7 +86,7 @@ def main() -> int:
     parser.add_argument("--estop-topic", default="guard_estop", help="its own: who releases one e-stop must not release another")
     parser.add_argument("--supervisor-topic", default="supervisor")
     parser.add_argument("--frame", default="base_link")
-    parser.add_argument("--silence", type=float, default=0.15, help="seconds without a command while active")
+    parser.add_argument("--silence", type=float, default=GuardConfig.silence_s, help="seconds without a command while active")
     parser.add_argument("--plain", action="store_true", help="Twist instead of TwistStamped")
     options, rest = parser.parse_known_args()
     return run_process(lambda context: GuardNode(context, options), rest)

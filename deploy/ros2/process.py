@@ -33,7 +33,11 @@ def run_process(make: Callable[[Any], Any], args: Sequence[str] | None = None) -
 
     `args`: of ROS (`--ros-args ...`). A second signal ends the process at once.
     """
-    prepare()
+    try:
+        prepare()
+    except KineflowError as error:
+        print(f"kineflow: {error}", file=sys.stderr)
+        return 2
     clean_stale_segments()
     import rclpy
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from std_msgs.msg import Bool
-from std_srvs.srv import Trigger
 
 from kineflow.deploy.ros2.qos import Quality, profile
 from kineflow.deploy.ros2.rig import Heard, wait_for
@@ -95,7 +94,7 @@ def estop(session: Session) -> Measured:
     released = rig.press_estop(False)
     time.sleep(1.6)
     refused = not rig.change("activate")
-    reset = rig.call(Trigger, "/policy/reset_estop", Trigger.Request()).success
+    reset = rig.trigger("/policy/reset_estop")
     time.sleep(0.3)
     still = all(h.is_zero for h in rig.since(released))
     session.activate()
@@ -211,8 +210,10 @@ def wiring(session: Session) -> Measured:
     ):
         publisher = rig.node.create_publisher(kind, topic, profile(quality))
         time.sleep(0.5)
-        refused(what, sign)
-        rig.node.destroy_publisher(publisher)
+        try:
+            refused(what, sign)
+        finally:
+            rig.node.destroy_publisher(publisher)
         time.sleep(0.5)
     for fault, sign in (("camera half", "'/front' arrives at"), ("odom off", "'/odom' arrives at 0.0 Hz")):
         rig.fault(fault)
@@ -310,3 +311,55 @@ def _zero_after(session: Session, begin_s: float) -> float:
 def _slower_after(session: Session, begin_s: float) -> float:
     """Seconds until a command is slower than the speed at `begin_s`."""
     return next((h.received_s for h in session.rig.since(begin_s) if h.vx < 0.98 * SPEED), float("inf")) - begin_s
+
+
+def delay_adapts(session: Session) -> Measured:
+    """13: inference slows down: the forecast grows with it, and where no chunk can bridge it the robot stops. Policy `slow`."""
+    rig, delays = session.rig, list[float]()
+    until = time.monotonic() + 40
+    while time.monotonic() < until:
+        time.sleep(0.25)
+        report = rig.report()
+        if report:
+            delays.append(float(report.values.get("delay_actions", 0)))
+        if "too slow" in "".join(text for _, text in rig.status):
+            break
+    stopped = wait_for(lambda: rig.heard[-1].is_zero, 2.0)
+    note = f"forecast grew to {max(delays, default=0):g} actions; stopped: {stopped}"
+    return Measured(13, "inference too slow: stops", float(stopped), 1, "fault", stopped and max(delays, default=0) > 2, note)
+
+
+def seam_jump(session: Session, seconds: float = 5.0) -> Measured:
+    """17: a policy that changes its mind at every chunk: no jump of the output is above the limiter's step. Policy `bimodal`."""
+    begin = time.monotonic()
+    time.sleep(seconds)
+    heard = session.rig.since(begin)
+    wait_for(lambda: _report_after(session, begin + seconds), 2.0)
+    report = session.rig.report()
+    values, stamps = np.array([h.yaw_rate for h in heard]), np.array([h.stamp_s for h in heard])
+    share = float((np.abs(np.diff(values)) / (3.2 * (np.diff(stamps) + 1e-3) + 1e-5)).max())
+    raw = report.values.get("seam_jump_p99", "?") if report else "?"
+    limited = report.values.get("limited_jump_p99", "?") if report else "?"
+    note = f"p99 at seams: raw {raw}, limited {limited} rad/s"
+    return Measured(17, "seams: largest step, share of the limiter's", share, 1, "1", share <= 1 and float(raw) > 0.5, note)
+
+
+def clock_jumps(session: Session) -> Measured:
+    """14: simulated time stands still, then jumps: commands go on, the jump throws the plan away. Session with --clock."""
+    rig = session.rig
+    report = rig.report()
+    before = int(report.values["epoch"]) if report else 0
+    begin = rig.fault("clock freeze")
+    time.sleep(1.5)
+    frozen = len([h for h in rig.since(begin) if h.received_s < begin + 1.5])
+    flushes = []
+    for jump in ("4", "-55"):
+        rig.fault("clock run")
+        at = rig.fault(f"clock {jump}")
+        wait_for(lambda at=at: _report_after(session, at + 1.2), 4.0)  # type: ignore[misc]
+        report = rig.report()
+        flushes.append(int(report.values["epoch"]) - before if report else 0)
+        before += flushes[-1]
+    held = frozen >= 60 and min(flushes) >= 1
+    note = f"{frozen} commands in 1.5 s of frozen time; epochs begun by +4 s and -55 s: {flushes}"
+    return Measured(14, "clock jumps that flushed the plan", float(sum(f >= 1 for f in flushes)), 2, "reports", held, note)

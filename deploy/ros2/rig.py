@@ -29,8 +29,13 @@ from kineflow.deploy.ros2.environment import clean_stale_segments, prepare
 from kineflow.interface import KineflowError
 
 START_S = 40.0  # a machine under load starts Python slowly
-LONGEST_S = 170.0  # of any process
-_TRANSITIONS = {"configure": 1, "cleanup": 2, "activate": 3, "deactivate": 4}
+LONGEST_S = 600.0  # of any process
+_TRANSITIONS = {
+    "configure": (1, "inactive"),
+    "cleanup": (2, "unconfigured"),
+    "activate": (3, "active"),
+    "deactivate": (4, "inactive"),
+}
 _next_domain = 0
 
 
@@ -177,17 +182,26 @@ class Rig:
     # -- the node --------------------------------------------------------------------------------------------------------
 
     def change(self, transition: str, node: str = "policy", within_s: float = START_S) -> bool:
-        """A lifecycle transition by service; whether it was done."""
+        """A lifecycle transition by service; whether it was done.
+
+        An answer can be lost while the two are still being introduced: then the node's state tells, or it is asked again.
+        """
         from lifecycle_msgs.msg import Transition
         from lifecycle_msgs.srv import ChangeState
 
-        request = ChangeState.Request(transition=Transition(id=_TRANSITIONS[transition]))
-        return bool(self.call(ChangeState, f"/{node}/change_state", request, within_s).success)
+        number, goal = _TRANSITIONS[transition]
+        request, until = ChangeState.Request(transition=Transition(id=number)), time.monotonic() + within_s
+        while time.monotonic() < until:
+            with contextlib.suppress(KineflowError):
+                return bool(self.call(ChangeState, f"/{node}/change_state", request, 8.0).success)
+            if self.state(node) == goal:
+                return True
+        raise KineflowError(f"{node} did not answer to {transition}: see {self.folder}")
 
     def state(self, node: str = "policy", within_s: float = START_S) -> str:
         from lifecycle_msgs.srv import GetState
 
-        return str(self.call(GetState, f"/{node}/get_state", GetState.Request(), within_s).current_state.label)
+        return str(self.call(GetState, f"/{node}/get_state", GetState.Request(), within_s, again_s=2.0).current_state.label)
 
     def call(self, kind: Any, name: str, request: Any, within_s: float = START_S, again_s: float = START_S) -> Any:
         """Call a service and wait; asked again every `again_s`, for what may be asked twice.
@@ -219,6 +233,12 @@ class Rig:
         state = self.call(GetState, f"/{node}/get_state", GetState.Request(), within_s, again_s=1.0)
         time.sleep(0.3)  # the others are met with it
         return str(state.current_state.label)
+
+    def trigger(self, name: str) -> bool:
+        """A std_srvs/Trigger that may be asked twice; its success."""
+        from std_srvs.srv import Trigger
+
+        return bool(self.call(Trigger, name, Trigger.Request(), again_s=2.0).success)
 
     def press_estop(self, pressed: bool) -> float:
         from std_msgs.msg import Bool

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from std_srvs.srv import Trigger
-
 from kineflow.deploy.ros2.rig import Rig, parameters, wait_for
 from kineflow.interface import KineflowError
 
@@ -65,7 +63,7 @@ class Session:
         self.rig.kill("node")
         self.rig.press_estop(False)
         if "guard" in self.rig.processes:
-            self.rig.call(Trigger, "/guard/reset", Trigger.Request())
+            self.rig.trigger("/guard/reset")
         self.start_node()
         if settle:
             self.configure()
@@ -79,8 +77,8 @@ class Session:
         self.rig.beating = True
         self.rig.press_estop(False)
         time.sleep(0.3)
-        self.rig.call(Trigger, "/policy/reset_estop", Trigger.Request())
-        self.rig.call(Trigger, "/policy/reset_fault", Trigger.Request())
+        self.rig.trigger("/policy/reset_estop")
+        self.rig.trigger("/policy/reset_fault")
         if self.rig.state() != "active":
             self.activate()
         elif not wait_for(lambda: not self.rig.heard[-1].is_zero, 5.0):

@@ -1,0 +1,90 @@
+"""`python -m kineflow.deploy.ros2.bench [--quick]`: every promise measured, one JSON object a line, for `kineflow bench node`.
+
+Quick: one session with the toy that drives straight on. Otherwise also the toys that misbehave, and 20 exits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+
+from kineflow.deploy.ros2 import promises
+from kineflow.deploy.ros2.promises import Measured
+from kineflow.deploy.ros2.rig import Rig
+from kineflow.deploy.ros2.session import Session
+from kineflow.interface import KineflowError
+
+EXITS = 20
+
+
+def measured(quick: bool) -> Iterator[Measured]:
+    """Each promise as it is measured. A session that breaks down is a promise not held, and the next one begins anew."""
+    yield from _driving(quick)
+    if quick:
+        return
+    others: tuple[tuple[str, dict[str, bool], Callable[[Session], Measured]], ...] = (
+        ("stuck", {}, promises.chunk_exhausted),
+        ("wild", {}, promises.limits_on_output),
+        ("broken", {}, promises.broken_chunks),
+        ("slow", {}, promises.delay_adapts),
+        ("bimodal", {}, promises.seam_jump),
+        ("forward", {"clock": True}, promises.clock_jumps),
+        ("forward", {"guarded": False}, promises.supervisor_lost),
+    )
+    for policy, how, promise in others:
+        yield one(policy, promise, **how)
+
+
+def one(policy: str, promise: Callable[[Session], Measured], *, guarded: bool = True, clock: bool = False) -> Measured:
+    """A promise that needs a session of its own."""
+    with Rig() as rig:
+        words, settings = (("--clock",), {"use_sim_time": True}) if clock else ((), {})
+        session = Session(rig, policy=policy, guarded=guarded, base_words=words, node_settings=dict(settings))
+        session.up()
+        return promise(session)
+
+
+def _driving(quick: bool) -> Iterator[Measured]:
+    with Rig() as rig:
+        session = Session(rig)
+        session.up()
+        yield promises.steady_rate(session, 4.0 if quick else 8.0)
+        for promise in (promises.stale_observation, promises.estop, promises.diagnostics):
+            yield promise(session)
+            session.recover()
+        yield promises.shifted_stamps(session)
+        for number in (signal.SIGKILL, signal.SIGSTOP):
+            yield promises.killed(session, number)
+            session.restart_node()
+        yield promises.silent_unless_active(session)
+        yield promises.wiring(session)
+        exits = [signal.SIGINT, signal.SIGTERM] * (1 if quick else EXITS // 2)
+        for number in exits:
+            yield promises.clean_exit(session, number)
+            session.restart_node()
+        yield promises.latched_restart(session, 1 if quick else 4)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    try:
+        for row in measured(options.quick):
+            print(json.dumps(asdict(row)), flush=True)
+    except KineflowError as error:
+        print(f"kineflow: {error}", file=sys.stderr)
+        return 2
+    finally:
+        sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main())
