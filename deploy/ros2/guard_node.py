@@ -1,6 +1,6 @@
 """The guard (`deploy/guard.py`) on ROS topics: a process of its own that stops the robot when the node is killed or frozen.
 
-`python -m kineflow.deploy.ros2.guard_node`
+`python -m kineflow.deploy.ros2.start guard`
 
     cmd_vel, policy/heartbeat ---> silent for 0.15 s while last heard active ---> zero on cmd_vel at 20 Hz, guard_estop pressed
     supervisor <--- 10 Hz: without its guard the node does not move

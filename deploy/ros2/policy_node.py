@@ -1,6 +1,6 @@
 """The managed node by which a policy drives a robot.
 
-`python -m kineflow.deploy.ros2.policy_node --ros-args -p config:=nodes/wheeled`
+`python -m kineflow.deploy.ros2.start policy --ros-args -p config:=nodes/wheeled`
 
     configure    load, contract against robot and topics, wiring looked at live, subscribe, warm up     nothing is published
     activate     fresh observations needed; commands leave at the robot's rate, zero until the e-stop source was heard
@@ -74,10 +74,11 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self.create_service(Trigger, "~/reset_fault", self._on_reset_fault)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # a frozen /clock must not silence reports
         self._watch = self.create_timer(WATCH_S, self._watch_over, clock=steady)
-        self._reported_s, self._said, self._planned = 0.0, ("", ""), None
+        self._reported_s, self._said = 0.0, ("", "")
         self._rested = 0
         self._refused, self._refused_s = "", 0.0
         self._told: FollowsGoal | None = None
+        self._planned: tuple[Any, float] | None = None
         self._latest: tuple[Any, float] | None = None  # newest chunk and its step
         if bool(self.declare_parameter("autostart", False).value):
             self._autostart = self.create_timer(0.2, self._start_alone, clock=steady)

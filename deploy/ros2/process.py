@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from kineflow.deploy.ros2.environment import clean_stale_segments, prepare
+from kineflow.deploy.ros2.environment import clean_stale_segments
 from kineflow.interface import KineflowError
 
 JOIN_S = 2.0
@@ -31,13 +31,9 @@ class Stops(Protocol):
 def run_process(make: Callable[[Any], Any], args: Sequence[str] | None = None) -> int:
     """Run the node that `make(context)` returns until SIGINT or SIGTERM, or until it sets its own `ending` event. Exit code.
 
-    `args`: of ROS (`--ros-args ...`). A second signal ends the process at once.
+    Started by `deploy/ros2/start.py`, which checks the environment first. `args`: of ROS (`--ros-args ...`). A second signal ends
+    the process at once.
     """
-    try:
-        prepare()
-    except KineflowError as error:
-        print(f"kineflow: {error}", file=sys.stderr)
-        return 2
     clean_stale_segments()
     import rclpy
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor

@@ -23,9 +23,11 @@ from kineflow.deploy.ros2.session import Session
 
 SPEED, DECELERATION = 0.4, 2.5  # of the toy policies, of robots/wheeled
 RAMP_S = SPEED / DECELERATION
-KEYS = ("state", "outcome", "why", "fifo", "ages_s.front", "ages_s.pose", "latency_p50_s", "latency_p95_s", "delay_actions")
-KEYS += ("actions_left", "governor.fault", "governor.estop_latched", "governor.supervisor_age_s", "tick_late_p99_s", "sent")
-KEYS += ("received.front", "epoch")
+KEYS: tuple[str, ...] = (
+    *("state", "outcome", "why", "fifo", "ages_s.front", "ages_s.pose", "latency_p50_s", "latency_p95_s", "delay_actions"),
+    *("actions_left", "governor.fault", "governor.estop_latched", "governor.supervisor_age_s", "tick_late_p99_s", "sent"),
+    *("received.front", "epoch"),
+)
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,7 @@ def chunk_exhausted(session: Session) -> Measured:
 
 
 def _start_with(name: str, value: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "kineflow.deploy.ros2.guard_node"]
+    command = [sys.executable, "-m", "kineflow.deploy.ros2.start", "guard"]
     environment = {**os.environ, name: value}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 

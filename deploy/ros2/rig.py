@@ -1,8 +1,8 @@
 """Real processes on loopback: base, node, guard; this process observes and injects faults. For tests and `kineflow bench node`.
 
     with Rig() as rig:
-        rig.start("base", "simulated_base", "--draw", "none")
-        rig.start("node", "policy_node", *parameters(config="nodes/wheeled"))
+        rig.start("base", "base", "--draw", "none")
+        rig.start("node", "policy", *parameters(config="nodes/wheeled"))
         rig.release_estop(); rig.change("configure"); rig.change("activate")
         rig.heard[-1].values
 
@@ -133,8 +133,8 @@ class Rig:
 
     # -- processes -------------------------------------------------------------------------------------------------------
 
-    def start(self, name: str, module: str, *words: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """`python -m kineflow.deploy.ros2.<module> words` in a session of its own."""
+    def start(self, name: str, node: str, *words: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """`python -m kineflow.deploy.ros2.start <node> words` in a session of its own."""
         settings = {
             **os.environ,
             "ROS_DOMAIN_ID": str(self.domain),
@@ -143,7 +143,7 @@ class Rig:
             "OMP_NUM_THREADS": "1",
             **(environment or {}),
         }
-        command = [sys.executable, "-m", f"kineflow.deploy.ros2.{module}", *words]
+        command = [sys.executable, "-m", "kineflow.deploy.ros2.start", node, *words]
         # No `timeout` in between: signals are for the node itself. The limit is a timer of ours, and pytest's.
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=settings, start_new_session=True)

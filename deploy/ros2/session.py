@@ -27,7 +27,7 @@ class Session:
         """Everything runs and the base moves (policies that move it)."""
         self.start_base()
         if self.guarded and "guard" not in self.rig.processes:
-            self.rig.start("guard", "guard_node")
+            self.rig.start("guard", "guard")
         self.rig.press_estop(False)
         self.start_node()
         self.configure()
@@ -35,13 +35,13 @@ class Session:
 
     def start_base(self) -> None:
         if "base" not in self.rig.processes:
-            self.rig.start("base", "simulated_base", "--draw", self.drawn, *self.base_words)
+            self.rig.start("base", "base", "--draw", self.drawn, *self.base_words)
             self.rig.wait_for_publisher("front")
 
     def start_node(self) -> None:
         words = ["--policy", f"kineflow.deploy.ros2.toy_policies:{self.policy}", *self.overrides]
         listed = "[" + ", ".join(f"'{word}'" for word in words) + "]"
-        self.rig.start("node", "policy_node", *parameters(config="nodes/wheeled", overrides=listed, **self.node_settings))
+        self.rig.start("node", "policy", *parameters(config="nodes/wheeled", overrides=listed, **self.node_settings))
         self.rig.meet()
 
     def configure(self) -> None:
