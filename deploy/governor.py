@@ -17,7 +17,7 @@ an e-stop is beyond acceleration. Published means at this rate: with a = dv / dt
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kineflow.deploy.interlocks import Interlocks
-from kineflow.deploy.keep_out import HalfPlanes, Mount, Pinhole, from_depth, from_fence, from_ranges
+from kineflow.deploy.keep_out import HalfPlanes, Motion, Mount, Pinhole, Place, from_depth, from_fence, from_ranges
 from kineflow.deploy.ramp import Ramp
 from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.interface import KineflowError
@@ -82,22 +82,26 @@ class Governor:
         self._ramp = Ramp(profile)
         self._last_s = math.nan
         self._observed_s = -math.inf
-        self._seen: dict[str, HalfPlanes] = {}  # by sensor, and "fence"
+        self._seen: dict[str, tuple[HalfPlanes, Place, float]] = {}  # by sensor, and "fence": see keep_out.Motion
+        self._braking: set[str] = set()  # for which of them
         self._outside = ""
         self._counts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._refused_in_a_row = 0
         axes = profile.command.names
         self._base = [axes.index(name) if name in axes else -1 for name in BASE_AXES]
+        self._yaw = axes.index("yaw_rate") if "yaw_rate" in axes else -1
         fastest = math.sqrt(sum(max(abs(self._ramp.low[i]), self._ramp.high[i]) ** 2 for i in self._base if i >= 0))
-        # Braking that must not wait may use the full deceleration; slowing down in time uses the same with the lag of the
-        # ramp as latency, so that a wall ahead is met without ever braking hard.
+        # Slowing down in time allows for the ramp to turn from speeding up to slowing down, so that a wall ahead is met
+        # without hard braking; braking that must not wait acts in the next tick.
         moves = [i for i in self._base if i in self._ramp.axes] if profile.kind == "velocity" else []
         limits, keep = profile.limits, profile.keep_out
         self._deceleration = keep.deceleration if keep else min((limits.deceleration[i] for i in moves), default=1.0)
-        self._latency_s = keep.latency_s if keep else 0.1
-        self._lag_s = max((self._deceleration / limits.jerk[i] for i in moves), default=0.0) + 1 / profile.rate_hz
-        longest = self._latency_s + self._lag_s + (keep.range_s if keep else 0.0)
+        latency_s = keep.latency_s if keep else 0.1
+        self._places: deque[Place] = deque([(0.0, 0.0, 0.0, 0.0)], maxlen=1 + math.ceil(latency_s * profile.rate_hz))
+        turning = ((self._deceleration + limits.acceleration[i] / 2) / limits.jerk[i] for i in moves)
+        self._lag_s = max(turning, default=0.0) + 1 / profile.rate_hz
+        longest = latency_s + self._lag_s + (keep.range_s if keep else 0.0)
         self._reach_m = fastest * longest + fastest * fastest / (2 * self._deceleration)
 
     # What must hold
@@ -182,7 +186,10 @@ class Governor:
 
     def _see(self, source: str, planes: HalfPlanes | None) -> None:
         if planes:
-            self._seen = {**self._seen, source: planes}  # replaced as a whole: another thread may be reading
+            self._seen = {
+                **self._seen,
+                source: (planes, self._places[0], self._places[-1][3]),
+            }  # replaced as a whole: another thread may be reading
 
     # What may be executed
 
@@ -237,6 +244,7 @@ class Governor:
         """The command to publish now. `now_s` must not run backwards: if it does, that is a fault."""
         dt, late = self._elapsed(now_s)
         self._observed_s = intent.observed_s
+        self._reckon(dt)
         if self._interlocks.estop_latched:
             self._ramp.halt()
             return self._publish(intent, "estop", ("e-stop",))
@@ -257,9 +265,13 @@ class Governor:
         target = ramp.clamp(wanted)
         if any(abs(target[i] - wanted[i]) > SAME for i in ramp.axes):
             reasons.append("limit")
-        for source, planes in self._seen.items():
-            if self._slow(target, planes, now_s):
+        for source, (planes, late, turned) in self._seen.items():
+            factor = planes.share(self._motion(target, late, turned), self._deceleration, self._lag_s)
+            if factor < 1:
                 reasons.append(source)
+                for i in self._base:  # not its turning: turning in place keeps the room
+                    if i >= 0:
+                        target[i] *= factor
         if too_close := self._step(target, dt, now_s):
             return self._publish(intent, "stop", (too_close,), braking=True)
         if any(abs(ramp.value[i] - target[i]) > SAME for i in ramp.axes):
@@ -279,27 +291,28 @@ class Governor:
         ramp = self._ramp
         before = list(ramp.value), list(ramp.rate)
         ramp.step(target, dt)
-        for source, planes in self._seen.items():
-            base = self._of_base(ramp.value)
-            if planes.is_too_fast(base, now_s, self._deceleration, self._latency_s, planes.grace_m):
+        for source, (planes, late, turned) in self._seen.items():
+            # Once it brakes, it brakes down to what slowing down in time would have kept.
+            lag, grace = (self._lag_s, 0.0) if source in self._braking else (1 / self.profile.rate_hz, planes.grace_m)
+            if planes.is_too_fast(self._motion(ramp.value, late, turned), self._deceleration, lag, grace):
+                self._braking.add(source)
                 ramp.value, ramp.rate = before
                 ramp.brake(dt)
                 return f"too close: {source}"
+            self._braking.discard(source)
         return ""
 
-    def _slow(self, target: list[float], planes: HalfPlanes, now_s: float) -> bool:
-        """Scale the base's velocity (not its turning) so that it can stop in time; the direction stays."""
-        latency = self._latency_s + self._lag_s
-        factor = planes.share(self._of_base(target), now_s, self._deceleration, latency)
-        if factor == 1:
-            return False
-        for i in self._base:
-            if i >= 0:
-                target[i] *= factor
-        return True
+    def _motion(self, values: Sequence[float], late: Place, turned: float) -> Motion:
+        vx, vy, vz = (values[i] if i >= 0 else 0.0 for i in self._base)
+        return Motion((vx, vy, vz), self._places[-1], late, turned)
 
-    def _of_base(self, values: Sequence[float]) -> np.ndarray:
-        return np.array([values[i] if i >= 0 else 0.0 for i in self._base])
+    def _reckon(self, dt: float) -> None:
+        """Where the base is, if it does what it was told last."""
+        vx, vy, vz, yaw_rate = (self._ramp.value[i] if i >= 0 else 0.0 for i in (*self._base, self._yaw))
+        x, y, z, yaw = self._places[-1]
+        c, s = math.cos(yaw), math.sin(yaw)
+        place = (x + (c * vx - s * vy) * dt, y + (s * vx + c * vy) * dt, z + vz * dt, yaw + yaw_rate * dt)
+        self._places.append(place)
 
     def _elapsed(self, now_s: float) -> tuple[float, str]:
         """Seconds since the last tick for the limiter, and why this tick must not follow its intent, or ""."""
@@ -320,7 +333,7 @@ class Governor:
             return self._outside
         if not 0 <= now_s - self._observed_s <= dogs.observation_s:
             return "observation too old"
-        for source, planes in self._seen.items():
+        for source, (planes, *_) in self._seen.items():
             longest = fence.pose_s if fence and source == "fence" else keep.range_s if keep else math.inf
             if now_s - planes.received_s > longest:
                 return f"{source} went silent"
@@ -348,7 +361,7 @@ class Governor:
             "still_because": "e-stop" if locks.estop_latched else locks.why_still(now_s) or self._watchdogs(now_s),
             "observation_age_s": now_s - self._observed_s,
             "supervisor_age_s": now_s - locks.supervisor_s,
-            "source_age_s": {source: now_s - planes.received_s for source, planes in self._seen.items()},
+            "source_age_s": {source: now_s - planes.received_s for source, (planes, *_) in self._seen.items()},
             "values": list(self._ramp.value),
             "counts": dict(self._counts),
             "reasons": dict(self._reasons),

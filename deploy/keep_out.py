@@ -6,12 +6,14 @@ left after footprint and margin, the closing speed n . v keeps v latency + v^2 /
     n . v <= h(room) = sqrt((d L)^2 + 2 d room) - d L        (0 without room: moving away stays possible, turning too)
 
 For a round footprint this is exact on every path, straight or curved, and along walls (the distance shrinks by n . v dt).
-Data that is `age` seconds old counts as so much more latency: the body may have come closer at that speed.
+What the body moves between the measurement and the moment when the new command acts is known, it was commanded already: it is
+taken off the room by dead reckoning, and L is only the time that the change of speed takes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:  # robots import this file with NumPy alone
     from jaxtyping import Float, UInt16
 
 TOUCH = 1e-7  # metres: rounding, not room
+Place = tuple[float, float, float, float]  # x, y, z in metres and yaw, since the governor began
 
 
 @dataclass(frozen=True)
@@ -78,27 +81,50 @@ class HalfPlanes:
     def __post_init__(self) -> None:
         object.__setattr__(self, "least", float(self.room.min(initial=math.inf)))
 
-    def is_too_fast(
-        self, velocity: Float[np.ndarray, "3"], now_s: float, deceleration: float, latency_s: float, grace_m: float = 0.0
-    ) -> bool:
+    def is_too_fast(self, motion: Motion, deceleration: float, latency_s: float, grace_m: float = 0.0) -> bool:
         """Whether a closing speed is above h(room + grace_m); without roots, for every tick."""
-        speed, latency = math.hypot(*velocity), latency_s + max(0.0, now_s - self.received_s)
         grace_m += TOUCH
-        if speed * (speed * (0.5 / deceleration) + latency) <= self.least + grace_m:
+        if motion.speed * (motion.speed * (0.5 / deceleration) + latency_s) + motion.way <= self.least + grace_m:
             return False
-        closing = self.toward @ velocity
-        reach = closing * (np.abs(closing) * (0.5 / deceleration) + latency)  # negative where it moves away
-        return bool((reach > np.maximum(self.room + grace_m, 0.0)).any())
+        closing = self._closing(motion)
+        reach = closing * (np.abs(closing) * (0.5 / deceleration) + latency_s)  # negative where it moves away
+        return bool((reach > np.maximum(self._left(motion) + grace_m, 0.0)).any())
 
-    def share(self, velocity: Float[np.ndarray, "3"], now_s: float, deceleration: float, latency_s: float) -> float:
+    def share(self, motion: Motion, deceleration: float, latency_s: float) -> float:
         """The factor, at most 1, by which this velocity must shrink to keep every closing speed at h or below."""
-        if not self.is_too_fast(velocity, now_s, deceleration, latency_s):
+        if not self.is_too_fast(motion, deceleration, latency_s):
             return 1.0
-        closing = self.toward @ velocity
-        slow = deceleration * (latency_s + max(0.0, now_s - self.received_s))
-        allowed = np.sqrt(slow * slow + 2 * deceleration * np.maximum(self.room, 0.0)) - slow
+        closing, slow = self._closing(motion), deceleration * latency_s
+        allowed = np.sqrt(slow * slow + 2 * deceleration * np.maximum(self._left(motion), 0.0)) - slow
         toward = closing > 0
         return min(1.0, float((allowed[toward] / closing[toward]).min()))
+
+    def _closing(self, motion: Motion) -> np.ndarray:
+        speeds: np.ndarray = (self.toward @ motion.velocities).max(axis=1)
+        return speeds
+
+    def _left(self, motion: Motion) -> np.ndarray:
+        left: np.ndarray = self.room - np.maximum(self.toward @ motion.moved, 0.0)
+        return left
+
+
+class Motion:
+    """A velocity of the base, and how far it came, in its own frame of when the half-planes were received.
+
+    Places are by dead reckoning of the commands, `late` the one of a latency before. A body that follows that late had the
+    motion since `late` still to do, and stood as it was turned then; a prompt one stood as it is `turned` at the receipt. Way
+    counts as of the late body; both directions count.
+    """
+
+    def __init__(self, velocity: Sequence[float], here: Place, late: Place, turned: float) -> None:
+        vx, vy, vz = velocity
+        self.speed = math.sqrt(vx * vx + vy * vy + vz * vz)
+        dx, dy, dz = here[0] - late[0], here[1] - late[1], here[2] - late[2]
+        self.way = math.sqrt(dx * dx + dy * dy + dz * dz)
+        c, s = math.cos(late[3]), math.sin(late[3])
+        self.moved = np.array([c * dx + s * dy, c * dy - s * dx, dz])
+        (c, s), (e, t) = ((math.cos(a), math.sin(a)) for a in (here[3] - late[3], here[3] - turned))
+        self.velocities = np.array([[c * vx - s * vy, e * vx - t * vy], [s * vx + c * vy, t * vx + e * vy], [vz, vz]])
 
 
 def from_ranges(
