@@ -76,6 +76,15 @@ def blank_window(contract: PolicyContract) -> Observation:
     return Observation(np.zeros((length, size), np.float32), np.zeros(length), images, goals, words)
 
 
+def blank_prefix(contract: PolicyContract, config: ExecutorConfig, execution: int, delay: int) -> CommittedPrefix | None:
+    """A prefix of zeros, where the mode will ask with one: for warm-up calls, which then go the whole way."""
+    if config.mode not in PREFIXED:
+        return None
+    shape = (config.rows, contract.horizons.prediction, contract.interface.action.vector.size)
+    zeros = ActionChunk(np.zeros(shape, np.float32), 1 / contract.interface.action.rate_hz, np.zeros(config.rows))
+    return committed_prefix(zeros, 0, delay, execution, config.mask, PREFIXED[config.mode])
+
+
 def rest_of_plan(
     config: ExecutorConfig, chunks: ChunkBuffer, position: int, execution: int, delay: int, step_s: float
 ) -> CommittedPrefix | None:

@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from kineflow.contracts import ActionChunk, KineflowError, Observation, PolicyContract, SamplingRequest
+from kineflow.contracts import ActionChunk, Observation, PolicyContract, SamplingRequest
 from kineflow.deploy.asking import (
     FollowsGoal,
     Question as Question,
     RollsForward,
+    blank_prefix,
     blank_window,
     in_rows,
     nearest_to_plan,
@@ -35,6 +36,7 @@ from kineflow.deploy.delays import DelayForecast, Pace
 from kineflow.deploy.executor_config import PREFIXED, ExecutorConfig
 from kineflow.deploy.governor import Intent
 from kineflow.deploy.observations import ObservationBuffer
+from kineflow.deploy.roll_forward import RollForward
 from kineflow.policies.deadline import LatencyTable
 from kineflow.policies.noise_seed import noise_seed
 
@@ -43,16 +45,15 @@ class Executor:
     """See the module. Not thread-safe: `deploy/runner.py` holds a lock around every call."""
 
     def __init__(self, contract: PolicyContract, config: ExecutorConfig, roll: RollsForward | None = None) -> None:
-        """`roll` is needed where `config.roll_forward` is set.
+        """`roll`: how the state follows the actions, where `config.roll_forward` is set (default: as their names say).
 
         Raises:
-            KineflowError: a latency table that cannot be read, or no `roll`.
-            ContractError: a mode that this policy cannot do.
+            KineflowError: a latency table that cannot be read.
+            ContractError: a mode that this policy cannot do, or a state that does not follow from actions.
         """
         config.check(contract)
-        if config.roll_forward and roll is None:
-            raise KineflowError("roll_forward needs to know how the state follows actions; pass roll (deploy/roll_forward.py)")
-        self.contract, self.config, self._roll = contract, config, roll if config.roll_forward else None
+        self.contract, self.config = contract, config
+        self._roll = (roll or RollForward.of(contract.interface)) if config.roll_forward else None
         self.step_s = 1 / contract.interface.action.rate_hz
         self._horizon = contract.horizons.prediction
         self._execution = config.execution or contract.horizons.execution
@@ -192,8 +193,9 @@ class Executor:
         window, rows = blank_window(self.contract), self.config.rows
         words = window.instruction[0] if window.instruction else ""
         asked = in_rows(window, rows, window.goal, words)
+        prefix = blank_prefix(self.contract, self.config, self._execution, min(1, self.longest_delay))
         return [
-            Question(asked, SamplingRequest(np.arange(rows, dtype=np.int64), steps), -1, -1, 0.0, 0, 0)
+            Question(asked, SamplingRequest(np.arange(rows, dtype=np.int64), steps, prefix=prefix), -1, -1, 0.0, 0, 0)
             for steps in self.delays.known_steps or (None,)
         ]
 

@@ -71,7 +71,14 @@ class ExecutorConfig:
                 "mode trained_rtc needs a policy that learned to begin with committed actions, this one did not (clean_start is "
                 "0); train with objective.clean_start, or use mode rtc"
             )
-        if self.execution > horizons.prediction:
+        if self.mode in PREFIXED and contract.sampler.solver in ("regression", "mip"):
             raise ContractError(
-                f"execution is {self.execution}, chunks have {horizons.prediction} actions; execute at most as many"
+                f"mode {self.mode} guides the sampling of a chunk, and a {contract.sampler.solver} policy does not sample; use "
+                "receding or async"
+            )
+        execution = self.execution or horizons.execution
+        if execution > horizons.prediction - (self.mode != "receding"):
+            raise ContractError(
+                f"{execution} of {horizons.prediction} actions executed leave no time to think in mode {self.mode}; lower "
+                "execution, or use mode receding, in which the robot rests meanwhile"
             )

@@ -17,7 +17,6 @@ from kineflow.deploy.executor import Executor
 from kineflow.deploy.executor_config import ExecutorConfig
 from kineflow.deploy.governor import Governor
 from kineflow.deploy.robot_profile import RobotProfile
-from kineflow.deploy.roll_forward import RollForward
 from kineflow.deploy.simulate import Episode, Trace, drive, simulated
 from kineflow.policies.eval_result import EvalConfig
 from kineflow.policies.evaluation import environment_factory
@@ -61,7 +60,6 @@ class Simulation:
         trial = config.navigation
         self._tell = teller(policy, trial.loop, (trial.stop_threshold, trial.stop_consecutive))
         self._make = environment_factory(config, policy.contract)
-        self._rolls = RollForward.of(policy.contract.interface) if executor.roll_forward else None
 
     def environment(self) -> Environment:
         env = self._make()
@@ -71,7 +69,7 @@ class Simulation:
     def episode(self, env: Environment, seed: int, latency: Callable[[Question], float]) -> tuple[Episode, EnvironmentRobot]:
         """One that can be driven, alone or with others (`deploy/simulate.py`, `deploy/together.py`), and its robot."""
         robot = EnvironmentRobot(env, seed, self.policy.contract)
-        executor = Executor(self.policy.contract, replace(self.executor, seed=seed), self._rolls)
+        executor = Executor(self.policy.contract, replace(self.executor, seed=seed))
         if self.policy.contract.interface.goals and isinstance(env, GoalEnvironment):
             executor.set_goal(self._tell(env), 0.0)
         control = Control(executor, self._governor(robot))

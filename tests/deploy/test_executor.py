@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
-from kineflow.contracts import ActionChunk, ContractError, FeatureSpec, Interface, KineflowError, VectorSpec
+from kineflow.contracts import ActionChunk, ContractError, FeatureSpec, GoalSpec, Interface, VectorSpec
 from kineflow.deploy.asking import Question
-from kineflow.deploy.executor_config import ExecutorConfig
 from kineflow.deploy.roll_forward import RollForward
 from kineflow.deploy.simulate import Trace, drive, simulated
 from kineflow.policies.deadline import Latency, LatencyTable
@@ -174,6 +174,17 @@ def test_a_policy_that_did_not_learn_to_begin_with_actions_is_refused() -> None:
         executor("trained_rtc")
 
 
+def test_modes_that_a_policy_cannot_do_are_refused() -> None:
+    with pytest.raises(ContractError, match="8 of 8 actions executed leave no time to think in mode async"):
+        executor("async", execution=8)
+    executor("receding", execution=8)
+    made = contract()
+    regression = replace(made, sampler=replace(made.sampler, solver="regression"))
+    executor("async", regression)
+    with pytest.raises(ContractError, match="a regression policy does not sample; use receding or async"):
+        executor("rtc", regression)
+
+
 def test_bid_takes_the_candidate_nearest_to_the_plan() -> None:
     of = executor("bid", candidates=5)
 
@@ -194,9 +205,7 @@ def test_roll_forward_shows_the_state_in_which_the_chunk_begins() -> None:
     vector = VectorSpec(("count",), ("1",), "none", (-1e6,), (1e6,))
     interface = Interface({"count": FeatureSpec(vector, 10.0)}, FeatureSpec(vector, 10.0))
     made, asked = contract(interface=interface), list[Question]()
-    from kineflow.deploy.executor import Executor
-
-    of = Executor(made, ExecutorConfig(mode="async", roll_forward=True), RollForward.of(interface))
+    of = executor("async", made, roll_forward=True)
 
     def ask(question: Question) -> ActionChunk:
         asked.append(question)
@@ -208,8 +217,8 @@ def test_roll_forward_shows_the_state_in_which_the_chunk_begins() -> None:
     assert wanted[:20] == list(range(1, 21))  # one count after the other, across every seam
     assert asked[1].begin == asked[0].begin + 4 + 2
     assert asked[1].observation.state[0, :, 0].tolist() == [5, 6]  # after the committed actions 5 and 6
-    with pytest.raises(KineflowError, match="needs to know how the state follows"):
-        Executor(made, ExecutorConfig(mode="async", roll_forward=True))
+    with pytest.raises(ContractError, match=r"nothing in the state \['count'\] follows from the actions"):
+        executor("async", roll_forward=True)
 
 
 def test_a_pose_rolls_along_the_arc() -> None:
@@ -320,10 +329,6 @@ def test_a_jump_of_the_clock_flushes(jump: float) -> None:
 
 
 def test_without_its_goal_nothing_is_asked_and_on_arrival_nothing_is_done() -> None:
-    from dataclasses import replace
-
-    from kineflow.contracts import GoalSpec
-
     made = contract()
     made = replace(made, interface=replace(made.interface, goals={"point": GoalSpec("point")}))
 

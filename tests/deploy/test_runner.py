@@ -117,3 +117,7 @@ def test_warm_up_asks_in_the_shapes_to_come_and_counts_nowhere() -> None:
     assert [q.observation.state.shape for q in asked] == [(3, 2, 1)] * 3
     assert live.delays.percentiles_s() == (0, 0)
     assert live.counts == {}
+    prefix = executor("rtc").warm_up()[0].request.prefix
+    assert prefix is not None
+    assert prefix.actions.shape == (1, 8, 2)
+    assert prefix.method == "guided"
