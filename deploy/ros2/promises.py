@@ -276,13 +276,12 @@ def broken_chunks(session: Session) -> Measured:
 def chunk_exhausted(session: Session) -> Measured:
     """4: the policy hangs for 5 s: the plan runs out and the velocity ramps to zero. Session of policy `stuck`."""
     rig = session.rig
-    found = wait_for(
-        lambda: any("chunk" in text or "slow" in text for at, text in rig.status[-3:]) and rig.heard[-1].is_zero, 12.0
-    )
+    found = wait_for(lambda: any(word in rig.status[-1][1] for word in ("chunk", "slow")) and rig.heard[-1].is_zero, 15)
     moving = [h for h in rig.heard if h.vx >= SPEED - 1e-3]
-    after = rig.since(moving[-1].received_s) if moving else []
-    zero = next((h.received_s for h in after if h.is_zero), float("inf")) - (moving[-1].received_s if moving else 0.0)
-    return Measured(4, "chunk used up: ramp to zero takes", 1e3 * zero, 1e3 * (RAMP_S + 0.3), "ms", found and zero < RAMP_S + 0.3)
+    zeros = [h for h in rig.since(moving[-1].received_s) if h.is_zero] if moving else []
+    seconds = zeros[0].received_s - moving[-1].received_s if zeros else float("inf")
+    held, note = found and seconds < RAMP_S + 0.3, rig.status[-1][1] if found else f"status: {rig.status[-6:]}"
+    return Measured(4, "chunk used up: ramp to zero takes", 1e3 * seconds, 1e3 * (RAMP_S + 0.3), "ms", held, note)
 
 
 def _start_with(name: str, value: str) -> subprocess.CompletedProcess[str]:

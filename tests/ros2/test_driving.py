@@ -1,0 +1,83 @@
+"""The simulated base driven through ROS 2: to a goal told by topic, in shadow mode, and with pictures that do not arrive."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import pytest
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from nav_msgs.msg import Odometry, Path as Plan
+from std_msgs.msg import String
+
+from kineflow.deploy.ros2.qos import Quality, profile
+from kineflow.deploy.ros2.rig import Rig, wait_for
+from kineflow.deploy.ros2.session import Session
+
+GOAL = (1.2, 0.5)
+
+# Fast DDS as it comes: a segment of half a megabyte, smaller than a picture.
+PLAIN = '<?xml version="1.0" encoding="UTF-8" ?>\n<dds xmlns="http://www.eprosima.com"><profiles></profiles></dds>\n'
+
+
+def test_the_base_drives_to_a_goal_told_by_topic() -> None:
+    """What the camera sees is drawn by MuJoCo; the toy goes by odometry. In shadow mode first: planned, and nothing moves."""
+    with Rig() as rig:
+        places, shadows, plans = list[tuple[float, float]](), list[TwistStamped](), list[Plan]()
+        session = Session(rig, policy="to_point", guarded=False, drawn="coarse", overrides=("--shadow", "True"))
+        session.start_base()
+        rig.press_estop(False)
+        session.start_node()
+        rig.node.create_subscription(
+            Odometry, "odom", lambda m: places.append((m.pose.pose.position.x, m.pose.pose.position.y)), profile(Quality(False))
+        )
+        rig.node.create_subscription(TwistStamped, "shadow_cmd_vel", shadows.append, profile(Quality(True)))
+        rig.node.create_subscription(Plan, "policy/chunk/path", plans.append, 1)
+        goal = rig.node.create_publisher(PoseStamped, "goal_pose", profile(Quality(True)))
+        message = PoseStamped()
+        message.header.frame_id, message.pose.orientation.w = "odom", 1.0
+        message.pose.position.x, message.pose.position.y = GOAL
+        session.configure()
+        session.activate(moves=False)
+        assert wait_for(lambda: any("no goal" in text for _, text in rig.status), 5.0), rig.status
+        goal.publish(message)
+        assert wait_for(lambda: any(m.twist.linear.x > 0.1 or m.twist.angular.z > 0.1 for m in shadows), 8.0), rig.status
+        assert rig.heard == []
+        assert math.hypot(*places[-1]) < 0.02
+        assert wait_for(lambda: bool(plans) and plans[-1].header.frame_id == "base_link", 5.0)
+
+        rig.kill("node")
+        session.overrides = ()
+        session.start_node()
+        session.configure()
+        session.activate(moves=False)
+        goal.publish(message)
+        assert wait_for(lambda: math.dist(places[-1], GOAL) < 0.12, 30.0), (places[-1], rig.status[-4:])
+        assert wait_for(lambda: abs(rig.heard[-1].vx) < 0.1, 5.0)
+
+
+def test_pictures_without_our_profile_do_not_configure(tmp_path: Path) -> None:
+    """Best effort and the default segment: they do not arrive, and the node says what to do about it."""
+    plain = tmp_path / "plain.xml"
+    plain.write_text(PLAIN)
+    with Rig() as rig:
+        rig.start("base", "base", "--draw", "none", environment={"FASTDDS_DEFAULT_PROFILES_FILE": str(plain)})
+        rig.wait_for_publisher("front")
+        rig.press_estop(False)
+        session = Session(rig)
+        session.start_node()
+        assert not rig.change("configure")
+        assert "camera 'front': '/front' arrives at" in rig.log("node")
+        assert "fastdds_profile.xml" in rig.log("node")
+
+
+@pytest.mark.slow
+def test_an_instruction_for_a_policy_without_one_is_not_heard() -> None:
+    """Goal topics that the policy does not take are not subscribed."""
+    with Rig() as rig:
+        session = Session(rig, guarded=False)
+        session.up()
+        rig.node.create_publisher(String, "instruction", profile(Quality(True)))
+        time.sleep(1.0)
+        assert rig.node.count_subscribers("instruction") == 0
