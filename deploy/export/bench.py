@@ -1,7 +1,7 @@
 """`kineflow bench export`: parity and latency of exported policies, by runtime, precision, threads and steps.
 
-Parity rows: the largest error over 8 random questions against `Policy.predict`; a goal for each. A row without a
-measurement is an export that the gate refused, with the reason. Latency rows: one chunk with one new camera frame, the goal's clip seen before;
+Parity rows: the largest error over 8 random questions against `Policy.predict`; a goal for each. A row without a measurement is
+an export that the gate refused, with the reason. Latency rows: one chunk with one new camera frame, the goal's clip seen before;
 the reference is the policy itself in torch, asked the same with as many threads.
 
 quick   PushT's MLP in ONNX Runtime and OpenVINO
@@ -24,7 +24,7 @@ from kineflow.config import load_config
 from kineflow.contracts import Interface, KineflowError
 from kineflow.deploy.export.folder import ExportConfig, Exported, export_models
 from kineflow.deploy.export.gate import ALLOWED
-from kineflow.deploy.export.latency import latency
+from kineflow.deploy.export.latency import Timed, latency
 from kineflow.deploy.export.random_policies import random_policy
 from kineflow.deploy.exported_manifest import Format, LatencyResult, Precision
 from kineflow.policies.checkpoint import ChunkPolicy, load_policy
@@ -90,8 +90,7 @@ def _policy_rows(
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            own = {"model": short, "runtime": "torch", "precision": "fp32", "steps": count, "threads": threads}
-            return latency(policy, **own, seconds=SECONDS[quick])  # type: ignore[arg-type]
+            return latency(policy, Timed(short, "torch", "fp32", count, threads), SECONDS[quick])
         finally:
             torch.set_num_threads(before)
 

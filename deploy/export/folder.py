@@ -26,9 +26,18 @@ from kineflow.deploy.export.graphs import (
     looks,
     takes_prefix,
 )
-from kineflow.deploy.export.latency import latency
+from kineflow.deploy.export.latency import Timed, latency
 from kineflow.deploy.export.questions import WORDS, random_questions
-from kineflow.deploy.export.writing import WAYS, openvino_of, quantised, write_onnx, write_openvino, write_torch
+from kineflow.deploy.export.writing import (
+    WAYS,
+    WEIGHTS_ONLY,
+    lighter,
+    openvino_of,
+    quantised,
+    write_onnx,
+    write_openvino,
+    write_torch,
+)
 from kineflow.deploy.exported import ExportedPolicy, opened
 from kineflow.deploy.exported_manifest import (
     ExportError,
@@ -120,7 +129,7 @@ def _checked(policy: ChunkPolicy, source: str, folder: Path, config: ExportConfi
     plan = _plan(policy, network, source, config)
     asked = {steps: Asked.of(policy, steps, config.inputs, prefixes=plan.takes_prefix) for steps in _all_steps(network, config)}
     failed: list[str] = []
-    for way in config.ways if config.format == "openvino" else ("",):
+    for way in _ways(config):
         try:
             manifest = _written(policy, graphs, plan, folder, config, way)
             exported = opened(folder, manifest, policy.contract)
@@ -161,8 +170,8 @@ def _measured(folder: Path, manifest: Manifest, policy: ChunkPolicy, config: Exp
     for threads in config.measured_threads:
         exported = opened(folder, manifest, policy.contract, threads)
         for steps in map(int, manifest.act):
-            names = {"model": f"act_{steps}", "runtime": PACKAGE[config.format], "precision": config.precision}
-            rows.append(latency(exported, **names, steps=steps, threads=threads))
+            asked = Timed(f"act_{steps}", PACKAGE[config.format], config.precision, steps, threads)
+            rows.append(latency(exported, asked))
     return rows
 
 
@@ -221,12 +230,24 @@ def _written(
         return _filled(plan, {name: write_onnx(graph, folder, name) for name, graph in graphs.items()})
     if config.format == "torch":
         return _filled(plan, {name: write_torch(graph, folder, name) for name, graph in graphs.items()})
+    way, _, rest = way.partition(", ")
     models = {name: _converted(graph, way, folder, name) for name, graph in graphs.items()}
+    if rest == WEIGHTS_ONLY:
+        models = {name: lighter(model) for name, model in models.items()}
     files = {name: write_openvino(models[name], graph, folder, name) for name, graph in graphs.items()}
-    if config.precision == "int8":
+    if config.precision == "int8" and not rest:
         seen = _seen(policy, folder, _filled(replace(plan, precision="fp32"), files))
         files = {name: write_openvino(quantised(models[name], seen[name]), graph, folder, name) for name, graph in graphs.items()}
     return _filled(plan, files)
+
+
+def _ways(config: ExportConfig) -> Sequence[str]:
+    """In which order to try; of one format there is one way."""
+    if config.format != "openvino":
+        return ("",)
+    if config.precision == "int8":
+        return (config.ways[0], f"{config.ways[0]}, {WEIGHTS_ONLY}")
+    return config.ways
 
 
 def _converted(graph: Graph, way: str, folder: Path, name: str) -> Any:

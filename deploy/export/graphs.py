@@ -85,7 +85,7 @@ def look_graph(network: PolicyNetwork, height: int, width: int) -> Graph:
 
     def look(frame: Tensor, before: Tensor | None = None) -> dict[str, Tensor]:
         seen = frames.features(frames.preprocessing(frame))
-        if flow is None:
+        if flow is None or before is None:
             return {"features": seen}
         moved = flow.together(before, frame) if isinstance(flow, FlowNetFlow) else flow(before, frame)
         return {"features": torch.cat([seen, moved.to(seen)], dim=-1)}
@@ -133,7 +133,8 @@ def _answer(network: PolicyNetwork, inputs: Mapping[str, Tensor], steps: int | N
     head = network.head.fixed(condition) if isinstance(network.head, FlowDiTHead) else network.head
     guide = None
     if "prefix" in inputs:
-        guide = _continued(units, inputs["prefix"], inputs["prefix_mask"], steps or getattr(objective, "steps", 1))
+        count: int = steps or objective.sampler_spec().steps
+        guide = _continued(units, inputs["prefix"], inputs["prefix_mask"], count)
     noise = GivenNoise(inputs["noise"]) if "noise" in inputs else GivenNoise(torch.zeros(1, 1, *network.action_scale.shape))
     options = SampleOptions(network.null_condition, steps, None, guide)
     chunk = objective.sample(head, noise, condition, options)

@@ -55,7 +55,7 @@ def _values(statistics: FeatureStatistics, length: int, rng: np.random.Generator
     mean, std = np.asarray(statistics.mean), np.asarray(statistics.std)
     low, high = np.asarray(statistics.min), np.asarray(statistics.max)
     value = mean + std * rng.normal(size=len(mean)) + 0.05 * std * rng.normal(size=(length, len(mean))).cumsum(axis=0)
-    return np.clip(value, low, np.maximum(low, high)).astype(np.float32)
+    return np.asarray(np.clip(value, low, np.maximum(low, high)), np.float32)
 
 
 def _pictures(shape: tuple[int, ...], rng: np.random.Generator, *, smooth: bool) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -19,6 +19,7 @@ from kineflow.extras import require
 
 Arrays = Mapping[str, np.ndarray]
 WAYS = ("directly", "through ONNX")  # to OpenVINO; a fused attention with as many tokens as heads is wrong through ONNX
+WEIGHTS_ONLY = "weights only"  # in int8, where products in int8 lose too much
 
 
 def program_of(graph: Graph) -> Any:
@@ -38,7 +39,7 @@ def write_onnx(graph: Graph, folder: Path, name: str) -> ModelFile:
     """By the dynamo exporter, one file."""
     require("onnxscript", "to export a policy")
     file, given = folder / f"{name}.onnx", tuple(graph.example.values())
-    names = {"input_names": list(graph.example), "output_names": list(graph.outputs)}
+    names: dict[str, Any] = {"input_names": list(graph.example), "output_names": list(graph.outputs)}
     with _quiet():
         made: Any = torch.onnx.export(program_of(graph), given, dynamo=True, verbose=False, **names)
         assert made is not None
@@ -77,6 +78,13 @@ def quantised(model: Any, seen: Sequence[Arrays]) -> Any:
     data = nncf.Dataset([{name: given[name] for name in taken} for given in seen])
     with _quiet():
         return nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(seen))
+
+
+def lighter(model: Any) -> Any:
+    """Weights in int8, a scale for each row of them; products in float."""
+    nncf = require("nncf", "to export in int8")
+    with _quiet():
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
 
 
 def _model(graph: Graph, *files: str) -> ModelFile:
