@@ -132,7 +132,10 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         return TransitionCallbackReturn.SUCCESS
 
     def _configure(self) -> None:
-        config = load_config(NodeConfig, self._config_name, [word for word in self._overrides if word])
+        try:
+            config = load_config(NodeConfig, self._config_name, [word for word in self._overrides if word])
+        except SystemExit:  # of the parser of overrides, which printed why
+            raise KineflowError(f"overrides {self._overrides} are not understood; write them as on a command line") from None
         robot = load_config(RobotProfile, config.robot)
         policy = load(config.policy)
         contract = policy.contract

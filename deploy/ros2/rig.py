@@ -12,6 +12,7 @@ Every process has a session of its own and is killed with it, by SIGKILL if it m
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -146,7 +147,9 @@ class Rig:
         command = [sys.executable, "-m", "kineflow.deploy.ros2.start", node, *words]
         # No `timeout` in between: signals are for the node itself. The limit is a timer of ours, and pytest's.
         with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=settings, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=settings, start_new_session=True, preexec_fn=_die_with_parent
+            )
         killer = threading.Timer(LONGEST_S, _kill_session, [process])
         killer.daemon = True
         killer.start()
@@ -302,6 +305,11 @@ def wait_for(condition: Callable[[], bool], within_s: float, every_s: float = 0.
             return False
         time.sleep(every_s)
     return True
+
+
+def _die_with_parent() -> None:
+    """In the child: Linux kills it when the rig's process is gone, however that ended."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _kill_session(process: subprocess.Popen[bytes]) -> None:

@@ -19,7 +19,6 @@ NODES = {
     "policy": "policy_node",
     "guard": "guard_node",
     "base": "simulated_base",
-    "recorder": "recorder_node",
 }
 
 

@@ -25,7 +25,7 @@ def test_the_base_drives_to_a_goal_told_by_topic() -> None:
     """What the camera sees is drawn by MuJoCo; the toy goes by odometry. In shadow mode first: planned, and nothing moves."""
     with Rig() as rig:
         places, shadows, plans = list[tuple[float, float]](), list[TwistStamped](), list[Plan]()
-        session = Session(rig, policy="to_point", guarded=False, drawn="coarse", overrides=("--shadow", "True"))
+        session = Session(rig, policy="to_point", guarded=False, drawn="coarse", overrides=("--shadow",))
         session.start_base()
         rig.press_estop(False)
         session.start_node()
