@@ -40,6 +40,8 @@ from kineflow.deploy.roll_forward import RollForward
 from kineflow.policies.deadline import LatencyTable
 from kineflow.policies.noise_seed import noise_seed
 
+_COUNTED = ("questions", "chunks", "starved", "stops", "late chunk", "failed answers", "lost answers", "answers too late")
+
 
 class Executor:
     """See the module. Not thread-safe: `deploy/runner.py` holds a lock around every call."""
@@ -64,7 +66,8 @@ class Executor:
         self._told: FollowsGoal | None = None
         self.counts: Counter[str] = Counter()
         self.jumps: deque[float] = deque(maxlen=1000)  # |a - a before| where a new chunk took over, raw
-        self.seams = 0
+        self.seams = self._failures = 0
+        self._failed = ""
         self._seed, self._epoch, self._last_tick_s = config.seed, 0, None
         self._begin_epoch("not started")
 
@@ -105,6 +108,7 @@ class Executor:
         self.observations.forget()
         self._seed = self.config.seed if seed is None else seed
         self._last_tick_s = None
+        self._failures, self._failed = 0, ""
         self.counts["resets"] += 1
         self._begin_epoch(reason)
 
@@ -113,8 +117,8 @@ class Executor:
         self._chunks.clear()
         self._waiting: Question | None = None  # made, not yet fetched
         self._asked: Question | None = None  # not yet answered
-        self._consumed = self._since_switch = self._number = self._failures = 0
-        self._asked_at, self._failed = -math.inf, ""
+        self._consumed = self._since_switch = self._number = 0
+        self._asked_at = -math.inf
         self._next_s: float | None = None  # when the next action begins; None: nothing is executed
         self._retry_s: float | None = None
         self._executing: tuple[np.ndarray, Placed] | None = None
@@ -200,7 +204,7 @@ class Executor:
         ]
 
     def diagnostics(self, now_s: float) -> dict[str, Any]:
-        """Numbers for a person: queue, delay, latencies, ages, counts."""
+        """Numbers for a person: queue, delay, latencies, ages, counts (since the executor was made)."""
         p50, p95 = self.delays.percentiles_s()
         return {
             "mode": self.config.mode,
@@ -217,6 +221,7 @@ class Executor:
             "dropped": dict(self.observations.dropped),
             "seam_jump_p99": float(np.percentile(np.array(self.jumps), 99)) if self.jumps else 0.0,
             "has_arrived": self.has_arrived,
+            **dict.fromkeys(_COUNTED, 0),
             **self.counts,
         }
 

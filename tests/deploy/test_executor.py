@@ -273,6 +273,9 @@ def test_failures_are_retried_and_ten_in_a_row_are_a_fault() -> None:
     assert trace.diagnostics["failed answers"] == 3 + 10
     assert reasons(trace)[-1] == "fault: the policy failed 10 times in a row (OSError: gone)"
     assert executed(trace)[-1] == NONE
+    of.clear_goal(6.1)  # another goal does not mend it
+    of.observe("count", np.array([0.0]), 6.1, 6.1)
+    assert of.tick(6.1).reason.startswith("fault")
     of.reset(7.0, "operator")
     assert of.tick(7.0).reason == "no observation of count"
 
