@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -126,6 +126,13 @@ class ExportedPolicy:
         actions = np.concatenate([a["actions"] for a in answers]) if rows else np.zeros((0, *self._chunk_shape), np.float32)
         step_s, stamp_s = 1 / interface.action.rate_hz, np.asarray(observation.stamp_s)[..., -1]
         return ActionChunk(actions.astype(np.float32, copy=False), step_s, stamp_s, **sides)
+
+    @property
+    def look_at(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """Neighbouring frames of one clip, uint8 `[N, H, W, 3]`, to float16 features `[N, P, F]`, which `predict` takes in place
+        of frames; None where it takes frames alone. What moves in a clip is seen between neighbours, so look before choosing."""
+        seen = self._look
+        return None if seen is None else lambda clip: seen(clip).astype(np.float16)
 
     def resampled(self, **changes: object) -> ExportedPolicy:
         """An exported policy is sampled as it was exported. Raises ExportError."""

@@ -45,7 +45,7 @@ class Model:
 
             torch.set_num_threads(threads)
             return cls(policy, backbone_of(policy))
-        return cls(policy)
+        return cls(policy, getattr(policy, "look_at", None))
 
     @property
     def contract(self) -> PolicyContract:

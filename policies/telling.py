@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 from kineflow.contracts import Policy
 from kineflow.policies.checkpoint import ChunkPolicy
@@ -38,6 +38,8 @@ def teller(policy: Policy, loop: Literal["closed", "open"], stop: tuple[float, i
 def backbone_of(policy: Policy) -> Look | None:
     """The frozen backbone of a policy, which need not look at a goal more than once; None where there is none."""
     policy = policy.policy if isinstance(policy, SubgoalPolicy) else policy
+    if look := getattr(policy, "look_at", None):  # an exported policy's
+        return cast(Look, look)
     encoder = policy.network.encoder if isinstance(policy, ChunkPolicy) else None
     if not isinstance(encoder, GoalVisionEncoder | GoalFusionEncoder) or not encoder.frames.frozen:
         return None

@@ -10,7 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kineflow.contracts import CameraSpec, FeatureSpec, GoalSpec, Horizons, Interface, KineflowError, VectorSpec
+from kineflow.contracts import (
+    CameraSpec,
+    FeatureSpec,
+    GoalSpec,
+    Horizons,
+    Interface,
+    KineflowError,
+    Observation,
+    SamplingRequest,
+    VectorSpec,
+)
 from kineflow.deploy.export.folder import ExportConfig, _plan
 from kineflow.deploy.export.gate import Asked, parity
 from kineflow.deploy.export.graphs import Graph, act_graph, frozen_copy, look_graph, looks
@@ -35,6 +45,7 @@ from kineflow.policies.heads.mlp import MLP
 from kineflow.policies.heads.unet import UNet
 from kineflow.policies.objectives import MIP, Diffusion, FlowMatching, Regression
 from kineflow.policies.policy_config import PolicyConfig
+from kineflow.policies.telling import backbone_of
 
 POSE = VectorSpec(("x", "y", "angle"), ("m", "m", "rad"), "odom", (-9.0, -9.0, 0.0), (9.0, 9.0, 6.2832))
 GOAL = VectorSpec(("goal_x", "goal_y"), ("m", "m"), "odom", (-9.0, -9.0), (9.0, 9.0))
@@ -108,6 +119,25 @@ def test_every_policy_answers_as_it_did(name: str) -> None:
     result = parity(asked, exported, steps, "traced")
     assert result.error < 2e-5
     assert np.std([chunk.actions for chunk in asked.answers]) > 0.01, "an answer of zeros hides faults"
+
+
+def test_features_in_place_of_frames() -> None:
+    """As a rollout tells goals: the clip is looked at once, and what is chosen of it is answered as the original answers."""
+    policy = random_policy(POLICIES["goals"], INTERFACE)
+    exported, look = in_memory(policy), backbone_of(policy)
+    assert look is not None
+    assert backbone_of(exported) is not None
+    rng = np.random.default_rng(0)
+    clip = np.repeat(rng.integers(0, 256, (5, 3, 4, 3), np.uint8), 8, axis=1).repeat(5, axis=2)
+    live = rng.integers(0, 256, (1, 2, 24, 20, 3), np.uint8)
+    chunks = []
+    for which in (policy, exported):
+        see = backbone_of(which)
+        assert see is not None
+        goal = {"video": see(clip)[None, [1, 3, 4]]}
+        seen = Observation(np.zeros((1, 2, 3), np.float32), np.zeros((1, 2)), {"top": live}, goal)
+        chunks.append(which.predict(seen, SamplingRequest(np.zeros(1, np.int64))).actions)
+    np.testing.assert_allclose(chunks[1], chunks[0], atol=2e-3 * np.abs(chunks[0]).max())
 
 
 def test_noise_that_is_not_the_seeds_is_seen() -> None:
