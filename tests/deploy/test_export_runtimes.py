@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kineflow.cli import main
 from kineflow.contracts import (
     CommittedPrefix,
     ContractError,
@@ -168,6 +169,14 @@ def test_words_without_torch() -> None:
     assert vector_of("two doors, one redish; RED", named).tolist() == [1.0, 0.0, 1.0]
     with pytest.raises(ContractError, match="export it with --instruction 'go home'"):
         vector_of("go home", Words("table", 2, (), {"go": (1.0, 0.0)}))
+
+
+def test_the_verb_asks_for_one_of_two(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--format", "onnx", "--name", "mine"]):
+        assert main(["export", "kineflow://nothing", *words]) == 2
+        assert "give --format" in capsys.readouterr().err
+    assert main(["export", "kineflow://navigation_flow_small", "--format", "onnx", "--precision", "int8"]) == 2
+    assert "format onnx has no precision int8" in capsys.readouterr().err
 
 
 def test_threads_do_not_spin() -> None:
