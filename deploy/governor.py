@@ -214,7 +214,7 @@ class Governor:
                 self._interlocks.trip(f"{self._refused_in_a_row} chunks in a row refused, the last: {reason}")
         else:
             self._refused_in_a_row = 0
-            if not 0 <= now_s - stamp_s <= checks.age_s:
+            if not -self.profile.watchdogs.stamp_ahead_s <= now_s - stamp_s <= checks.age_s:
                 reason = "chunk too late"
         if reason:
             self._reasons[reason] += 1

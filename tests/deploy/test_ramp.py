@@ -136,6 +136,21 @@ def test_a_new_target_behind_turns_round_as_early_as_jerk_allows() -> None:
     assert ramp.value[0] == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("profile", [SOFT_START, SOFT_STOP], ids=["soft start", "soft stop"])
+def test_through_zero_the_smaller_bound_counts(profile: RobotProfile) -> None:
+    """Slowing down and speeding up the other way are one motion: no jump of acceleration at zero."""
+    ramp, crossed = Ramp(profile), []
+    for _ in range(150):
+        ramp.step([1.0, 0.0, 0.0, 0.0], 0.02)
+    for _ in range(200):
+        before = ramp.value[0]
+        ramp.step([-1.0, 0.0, 0.0, 0.0], 0.02)
+        if before > 0 > ramp.value[0]:
+            crossed.append(-ramp.rate[0])
+    assert crossed == pytest.approx([1.0])
+    assert ramp.value[0] == pytest.approx(-1.0)
+
+
 def test_together_the_direction_is_kept_from_rest_to_rest() -> None:
     profile = with_limits(DRONE, "common", jerk=(10.0, 4.0, 8.0, 2.0), acceleration=(2.5, 1.0, 2.0, 0.5))
     ramp, target = Ramp(profile), [1.0, -0.5, 0.25, 0.5]
