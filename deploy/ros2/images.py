@@ -96,7 +96,7 @@ def fitted(picture: np.ndarray, camera: CameraSpec) -> np.ndarray:
     top, left = (height - rows) // 2, (width - columns) // 2
     part = np.ascontiguousarray(picture[top : top + rows, left : left + columns])
     if camera.kind == "depth" or scale < 1:  # depth must not be mixed; enlarging has nothing to average
-        return part[_nearest(rows, camera.height)][:, _nearest(columns, camera.width)]
+        return np.asarray(part[_nearest(rows, camera.height)][:, _nearest(columns, camera.width)])
     # Whole rows first: they are contiguous, and there are five times fewer of them afterwards.
     down = _sums(part.reshape(rows, -1), camera.height)
     turned = np.ascontiguousarray(down.reshape(camera.height, columns, 3).transpose(1, 0, 2)).reshape(columns, -1)
@@ -108,7 +108,7 @@ def fitted(picture: np.ndarray, camera: CameraSpec) -> np.ndarray:
 def _sums(values: np.ndarray, wanted: int) -> np.ndarray:
     """uint32 sums of neighbouring rows `[N, M]` -> `[wanted, M]`. By rows: reduceat converts as it goes, ten times slower."""
     first, widths = _edges(len(values), wanted), np.diff(np.append(_edges(len(values), wanted), len(values)))
-    total = values[first].astype(np.uint32)
+    total: np.ndarray = values[first].astype(np.uint32)
     for k in range(1, int(widths.max())):
         there = widths > k
         if there.all():
