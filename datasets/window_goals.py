@@ -4,6 +4,8 @@
     clip                     c0   c1   c2   c3   c4 ..      a clip of its own (goal "video"): frame = value of the cursor feature
     video of G = 3 frames              [c2        c4        c6]      at step 2, at half the clip's rate; its last frame repeats
 
+Behind each clip stands its last frame once more, where nothing has moved since the frame before: what repeats is that one.
+
 An episode's goal video is what it was to follow; the cursor, a feature recorded with it, says at which frame of that clip the
 robot was. An episode without one is a demonstration that follows itself: what it saw later is its goal. Likewise a goal image is
 the one recorded, or else the last frame of the clip.
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 
 from kineflow.contracts import GoalBatch, GoalSpec, KineflowError
 from kineflow.datasets.episode_store import EpisodeStore
@@ -103,7 +105,7 @@ class GoalReader:
                 values[name] = self._pictures["video"].at(episode[:, None], begin[:, None] + ahead)
         if not self._pictures:
             return GoalBatch(values, given, words)
-        left = self._pictures["video"].last[episode] - self._cursor[self._first[episode] + step]
+        left = self._end(episode) - self._cursor[self._first[episode] + step]
         return GoalBatch(values, given, words, ahead_s, (left / self._rate_hz).astype(np.float32))
 
     def _begin(
@@ -112,8 +114,12 @@ class GoalReader:
         """The first frame of each row's video, and how far ahead of it the row's step is (s)."""
         before, behind = self._slack
         cursor, drawn = self._cursor[row], (row * 2654435761 >> 7) % (before + behind + 1)  # Knuth's multiplicative hash
-        begin = np.clip(cursor + drawn - before, 0, self._pictures["video"].last[episode])
+        begin = np.clip(cursor + drawn - before, 0, self._end(episode))
         return begin, ((cursor - begin) / self._rate_hz).astype(np.float32)
+
+    def _end(self, episode: Int64[np.ndarray, "B"]) -> Int64[np.ndarray, "B"]:
+        """The last frame of each row's clip."""
+        return self._pictures["video"].last[episode] - 1
 
     def _gather(self, store: EpisodeStore, episodes: Sequence[int], goals: Goals) -> None:
         """Instructions, clips, images and cursors of the episodes."""
@@ -138,7 +144,7 @@ class GoalReader:
                     f"record '{how.cursor or 'a cursor feature, and name it'}' as frames of the goal video"
                 )
             self._check(store, index, {"video": clip, "image": image})
-            gathered["video"].add(clip)
+            gathered["video"].add(with_rest(clip))
             gathered["image"].add(image)
             cursors.append(cursor)
         self._pictures = {kind: _Pictures(found.clips, found.places) for kind, found in gathered.items()}
@@ -162,6 +168,11 @@ class GoalReader:
                     f"{store.path}, episode {index}: its goal {spec.kind} has frames {list(found)}, goal '{name}' of the "
                     f"policy needs [{spec.height}, {spec.width}, 3]; correct policy.goals, or resize"
                 )
+
+
+def with_rest(clip: UInt8[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "T1 H W 3"]:
+    """The clip, and its last frame once more: at the end nothing moves."""
+    return np.concatenate([clip, clip[-1:]])
 
 
 @dataclass

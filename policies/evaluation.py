@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from kineflow.config import to_plain_config
-from kineflow.contracts import Policy, PolicyContract, to_json, to_plain
+from kineflow.contracts import ContractError, Policy, PolicyContract, to_json, to_plain
 from kineflow.envs.pusht import PushT
 from kineflow.policies.describe_navigation import describe_navigation
 from kineflow.policies.describe_pusht import describe_pusht
@@ -85,6 +85,10 @@ def evaluation_rollout(policy: Policy, config: EvalConfig) -> Rollout:
     Raises:
         ContractError: the policy does not fit the environment.
     """
+    if (goals := sorted(policy.contract.interface.goals)) and config.env == "pusht":
+        raise ContractError(
+            f"this policy is told goals {goals}, of which PushT knows none; evaluate it with --config eval/navigation"
+        )
     policy = with_map(policy, config.navigation.loop)
     trial, make_env = config.navigation, environment_factory(config, policy.contract)
     tell = teller(policy, trial.loop, (trial.stop_threshold, trial.stop_consecutive)) if policy.contract.interface.goals else None

@@ -189,7 +189,14 @@ def _scores(driven: list[dict[str, Any]], seed: int) -> dict[str, Any]:
 def _cells(config: TableConfig) -> list[Cell]:
     from kineflow.policies.load import load_policy
 
-    takes = {name: set(load_policy(source).contract.interface.goals) for name, source in config.policies.items()}
+    takes = {}
+    for name, source in config.policies.items():
+        try:
+            takes[name] = set(load_policy(source).contract.interface.goals)
+        except KineflowError as error:
+            raise KineflowError(
+                f"table: policy '{name}' cannot be loaded from {source}; train it first, or leave it out of `policies`: {error}"
+            ) from error
     return [
         Cell(name, source, body, column)
         for column in config.columns

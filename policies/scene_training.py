@@ -1,10 +1,11 @@
 """`kineflow train-scene`: worlds are filmed; SceneNet learns which places of two pictures are the same, and what is there.
 
     two pictures of a group --SceneNet--> match --products, softmax--> where each cell is in the other picture, or nowhere
-                                          look  --linear-->            colour and kind of the named thing in the cell, or none
+                                          look  --linear-->            colour and kind of the named thing in the cell, or none;
+                                                                       how far away what is there is
 
 Loss: cross-entropy of the matches in both directions (a place between cells is shared among the four around it), plus that of
-colours and kinds. Measured on worlds of their own.
+colours and kinds, plus the Huber loss of the logarithm of depth. Measured on worlds of their own.
 
 run/config.yaml, metrics.jsonl, scene_net.safetensors (float16), training.safetensors + training.json (to go on from)
 """
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from kineflow.config import load_config, save_config
 from kineflow.contracts import KineflowError
-from kineflow.envs.navigation.place_views import COLOUR_NAMES, NOUNS, VIEWS, Groups, PlaceViews, film_views, read_groups
+from kineflow.envs.navigation.place_views import VIEWS, Groups, PlaceViews, film_views, read_groups
 from kineflow.policies.encoders.scene_net import CELLS, LOOK, SceneNetwork
 
 CELL_PX = 8
@@ -48,6 +49,7 @@ class SceneTraining:
     weight_decay: float = 2e-2
     warmup_steps: int = 200
     naming: float = 0.5  # weight of colours and kinds beside the matches
+    ranging: float = 0.5  # and of depths
     evaluate_every: int = 500
     seed: int = 0
     threads: int = 1
@@ -61,7 +63,8 @@ class SceneTraining:
 class SceneScores:
     """On held-out worlds. Of cells seen in both pictures: `error_px`, mean distance of where a cell is said to be from where it
     is, and `still_px`, that of saying that nothing moved. How often it is right whether a cell is `seen`, and, of cells of named
-    things, the `colour` and the `noun`.
+    things, the `colour` and the `noun`. `best_px`: median distance of the cell that matches best from where
+    a cell is. `depth`: median relative error.
     """
 
     error_px: float
@@ -70,26 +73,28 @@ class SceneScores:
     seen: float
     colour: float
     noun: float
+    best_px: float
+    depth: float
 
 
 class SceneLearner(nn.Module):
-    """SceneNet with what is read off its looks in training alone."""
+    """SceneNet with what is read off its looks in training alone: the logarithm of depth."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = SceneNetwork()
-        self.colour, self.noun = nn.Linear(LOOK, 1 + len(COLOUR_NAMES)), nn.Linear(LOOK, 1 + len(NOUNS))
+        self.network, self.depth = SceneNetwork(), nn.Linear(LOOK, 1)
 
-    def loss(self, pairs: Pairs, naming: float) -> Float[Tensor, ""]:
+    def loss(self, pairs: Pairs, naming: float, ranging: float) -> Float[Tensor, ""]:
         match, look = self.network(pairs.pixels())
         here, there = match.chunk(2)
         first = _cross_entropy(self.network.logits(here, there), targets(pairs.place, pairs.seen))
         second = _cross_entropy(self.network.logits(there, here), targets(pairs.back, pairs.seen_back))
         named = first.new_zeros(())
-        for head, labels in ((self.colour, pairs.colour), (self.noun, pairs.noun)):
-            weight = torch.ones(head.out_features).index_fill_(0, torch.tensor(0), NOTHING_WEIGHT)
-            named = named + F.cross_entropy(head(look).flatten(0, 1), labels.flatten(), weight=weight)
-        return first + second + naming * named
+        for logits, labels in zip(self.network.named(look), (pairs.colour, pairs.noun)):
+            weight = torch.ones(logits.shape[-1]).index_fill_(0, torch.tensor(0), NOTHING_WEIGHT)
+            named = named + F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight=weight)
+        far = F.huber_loss(self.depth(look)[..., 0], pairs.depth.flatten(1).log())
+        return first + second + naming * named + ranging * far
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +108,7 @@ class Pairs:
     seen_back: Tensor
     colour: Tensor
     noun: Tensor
+    depth: Float[Tensor, "2B 12 12"]  # m
     shades: Float[Tensor, "2B 4"] | None = None  # exponent and tint of each picture, drawn in training
 
     def pixels(self) -> Float[Tensor, "2B 3 H W"]:
@@ -139,9 +145,10 @@ class Views:
             shades = torch.from_numpy(drawn.astype(np.float32))
         labels = [np.concatenate([part[g, i], part[g, j]]).astype(np.int64) for part in (own.colour, own.noun)]
         frames = np.concatenate([own.frames[g, i], own.frames[g, j]])
-        arrays = (frames, own.place[g, i, j], own.seen[g, i, j], own.place[g, j, i], own.seen[g, j, i], *labels)
-        first, place, seen, back, seen_back, colour, noun = (torch.from_numpy(array) for array in arrays)
-        return Pairs(first, place, seen, back, seen_back, colour, noun, shades)
+        metres = np.concatenate([own.depth[g, i], own.depth[g, j]]).astype(np.float32)
+        arrays = (frames, own.place[g, i, j], own.seen[g, i, j], own.place[g, j, i], own.seen[g, j, i], *labels, metres)
+        first, place, seen, back, seen_back, colour, noun, depth = (torch.from_numpy(array) for array in arrays)
+        return Pairs(first, place, seen, back, seen_back, colour, noun, depth, shades)
 
 
 def targets(place: Float[Tensor, "B 12 12 2"], seen: Tensor) -> Float[Tensor, "B 144 145"]:
@@ -188,15 +195,21 @@ def train_scene(config: SceneTraining, run: Path, *, progress: bool = True) -> S
 def _steps(config: SceneTraining, run: Path, views: Views, held_out: Views) -> Iterator[tuple[int, SceneScores | None]]:
     torch.manual_seed(config.seed)
     learner = SceneLearner()
-    optimiser = torch.optim.AdamW(learner.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    # How sharply places are told apart is one number: decay would keep it small.
+    scales = [p for p in learner.parameters() if p.ndim == 0]
+    others = {"params": [p for p in learner.parameters() if p.ndim > 0], "weight_decay": config.weight_decay}
+    optimiser = torch.optim.AdamW([others, {"params": scales, "weight_decay": 0.0}], config.learning_rate)
     step = _resume(run, learner, optimiser)
     if step == config.steps:
         yield step, evaluate(learner, held_out)
     while step < config.steps:
         rate = min(1.0, (step + 1) / config.warmup_steps) * (0.51 + 0.49 * math.cos(math.pi * step / config.steps))
-        optimiser.param_groups[0]["lr"] = config.learning_rate * rate
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * rate
         loss = learner.loss(
-            views.pairs(config.batch_size, np.random.default_rng([config.seed, step]), shaded=True), config.naming
+            views.pairs(config.batch_size, np.random.default_rng([config.seed, step]), shaded=True),
+            config.naming,
+            config.ranging,
         )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -216,7 +229,7 @@ def _steps(config: SceneTraining, run: Path, views: Views, held_out: Views) -> I
 def evaluate(learner: SceneLearner, views: Views, pairs: int = 480) -> SceneScores:
     """On pairs that are always the same."""
     generator, network = np.random.default_rng(0), learner.network
-    errors, still, right, colours, nouns = (list[Tensor]() for _ in range(5))
+    errors, still, right, colours, nouns, best, far = (list[Tensor]() for _ in range(7))
     along = torch.arange(CELLS, dtype=torch.float32)
     own = torch.stack(torch.meshgrid(along, along, indexing="xy"), dim=-1).flatten(0, 1)
     for _ in range(pairs // 40):
@@ -228,12 +241,14 @@ def evaluate(learner: SceneLearner, views: Views, pairs: int = 480) -> SceneScor
         errors.append(CELL_PX * (said - place).norm(dim=-1)[seen])
         still.append(CELL_PX * (own - place).norm(dim=-1)[seen])
         right.append((share[..., -1] < 0.5) == seen)
-        for head, labels, found in ((learner.colour, batch.colour, colours), (learner.noun, batch.noun, nouns)):
+        best.append(CELL_PX * (own[share[..., :-1].argmax(dim=-1)] - place).norm(dim=-1)[seen])
+        far.append((learner.depth(look)[..., 0].exp() / batch.depth.flatten(1) - 1).abs())
+        for logits, labels, found in zip(network.named(look), (batch.colour, batch.noun), (colours, nouns)):
             known = labels.flatten(1) > 0
-            found.append((head(look).argmax(dim=-1) == labels.flatten(1))[known])
-    every = [torch.cat([part.flatten() for part in parts]).float() for parts in (errors, still, right, colours, nouns)]
-    means = [float(part.mean()) if len(part) else math.nan for part in every]
-    return SceneScores(means[0], float(every[0].median()), *means[1:])
+            found.append((logits.argmax(dim=-1) == labels.flatten(1))[known])
+    every = [torch.cat([part.flatten() for part in p]).float() for p in (errors, still, right, colours, nouns, best, far)]
+    means = [float(part.mean()) if len(part) else math.nan for part in every[:5]]
+    return SceneScores(means[0], float(every[0].median()), *means[1:], *(float(part.median()) for part in every[5:]))
 
 
 def _cross_entropy(logits: Float[Tensor, "B P Q"], shares: Float[Tensor, "B P Q"]) -> Float[Tensor, ""]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from kineflow.contracts import ActionChunk, ContractError, GoalSpec, PolicyContract
+from kineflow.datasets.window_goals import with_rest
 from kineflow.policies.progress import ClipFollower
 from kineflow.policies.stop import halted
 
@@ -89,7 +90,7 @@ class Told:
     def _seen(self, pictures: np.ndarray, spec: GoalSpec) -> np.ndarray:
         if spec.kind not in ("image", "video"):
             return np.asarray(pictures, np.float32)
-        return self._look(pictures if spec.kind == "video" else pictures[None])
+        return self._look(with_rest(pictures) if spec.kind == "video" else pictures[None])
 
     def _window(self, values: np.ndarray, spec: GoalSpec) -> np.ndarray:
         if spec.kind == "image":

@@ -8,10 +8,8 @@ A world gives many pairs cheaply, but a network sees the same few textures in th
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +17,7 @@ import numpy as np
 from jaxtyping import Int16, Int64, UInt8
 
 from kineflow.contracts import KineflowError
+from kineflow.envs.navigation.filmed_worlds import film_folder, read_arrays
 from kineflow.envs.navigation.goal_clip import expert_for
 from kineflow.envs.navigation.randomise import RandomisationRanges
 from kineflow.envs.navigation.stage import Picture, Stage, embodiment_of
@@ -81,36 +80,17 @@ def film_worlds(config: FlowWorlds, folder: Path, progress: Callable[[int, int],
     Raises:
         KineflowError: the folder holds worlds filmed otherwise, or a body is not available here.
     """
-    how = {name: value for name, value in asdict(config).items() if name not in ("first_world", "worlds")}
-    described, note = json.dumps(how, sort_keys=True), folder / "filmed.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    if note.exists() and note.read_text() != described:
-        raise KineflowError(f"{folder} holds pairs filmed as {note.read_text()}, not as {described}; name another folder")
-    note.write_text(described)
-    files = []
-    for done, number in enumerate(range(config.first_world, config.first_world + config.worlds)):
-        progress(done, config.worlds)
-        file = folder / f"world-{number}.npz"
-        if not file.exists():
-            bursts = film_world(config, number)
-            if bursts is None:
-                continue
-            draft = file.with_suffix(".draft")
-            with draft.open("wb") as out:
-                np.savez_compressed(out, frames=bursts.frames, flow=bursts.flow, gap=bursts.gap)
-            os.replace(draft, file)
-        files.append(file)
-    progress(config.worlds, config.worlds)
-    return files
+
+    def film(number: int) -> Mapping[str, np.ndarray] | None:
+        bursts = film_world(config, number)
+        return None if bursts is None else vars(bursts)
+
+    return film_folder(config, folder, film, progress)
 
 
 def read_bursts(file: Path) -> Bursts:
     """What `film_worlds` wrote. Raises KineflowError for another kind of file."""
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return Bursts(arrays["frames"], arrays["flow"], arrays["gap"])
-    except (OSError, ValueError, KeyError) as error:
-        raise KineflowError(f"{file} is no file of flow pairs ({error}); delete it, and it is filmed again") from None
+    return Bursts(**read_arrays(file, [field.name for field in fields(Bursts)], "flow pairs"))
 
 
 def film_world(config: FlowWorlds, number: int) -> Bursts | None:

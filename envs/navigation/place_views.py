@@ -4,16 +4,15 @@
                          o  o    o     for each of 12 x 12 cells of each picture: where its middle is in the three others, if it
                                        is seen there at all; the colour and kind of the named thing in it, if any
 
-Half of the groups look at a named thing. Nothing moves but the camera. What `kineflow train-scene` learns from.
+Half of the groups look at a named thing. Nothing moves but the camera. Half of the pictures in a group are near each other, as
+those of a drive are; the others are up to 7 m ahead, as goals are. What `kineflow train-scene` learns from.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,18 +20,18 @@ import numpy as np
 from jaxtyping import Bool, Float16, UInt8
 
 from kineflow.contracts import KineflowError
+from kineflow.envs.navigation.filmed_worlds import film_folder, read_arrays
 from kineflow.envs.navigation.ground_truth import intrinsics, reprojected
 from kineflow.envs.navigation.randomise import RandomisationRanges
-from kineflow.envs.navigation.shapes import COLOURS
+from kineflow.envs.navigation.shapes import COLOUR_NAMES, NOUNS
 from kineflow.envs.navigation.stage import Picture, Stage, embodiment_of
 from kineflow.envs.navigation.tasks import Task
 from kineflow.envs.navigation.world import World, generate_world
 
 CELLS, VIEWS = 12, 4
-COLOUR_NAMES = tuple(COLOURS)
-NOUNS = ("sofa", "cabinet", "lamp", "ball", "hut", "box", "bench", "sign", "chair", "car", "bin", "table", "barrel", "door")
 ENOUGH = 0.2  # share of a cell that a thing has to fill to be what stands there
 ATTEMPTS = 30  # for each group of a world
+FARTHEST_M = 20.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,8 @@ class PlaceViews:
 class Groups:
     """G groups. `place[g, i, j]` is where the cells of picture i are in picture j (column, row, px), valid where `seen`.
 
-    `colour` and `noun`: 1 + index in COLOUR_NAMES and NOUNS, 0 where no named thing is.
+    `colour` and `noun`: 1 + index in COLOUR_NAMES and NOUNS, 0 where no named thing is. `depth`: metres along the optical axis in
+    the middle of a cell, at most `FARTHEST_M`.
     """
 
     frames: UInt8[np.ndarray, "G 4 H W 3"]
@@ -64,6 +64,7 @@ class Groups:
     seen: Bool[np.ndarray, "G 4 4 12 12"]
     colour: UInt8[np.ndarray, "G 4 12 12"]
     noun: UInt8[np.ndarray, "G 4 12 12"]
+    depth: Float16[np.ndarray, "G 4 12 12"]
 
 
 def film_views(config: PlaceViews, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Path]:
@@ -72,36 +73,17 @@ def film_views(config: PlaceViews, folder: Path, progress: Callable[[int, int], 
     Raises:
         KineflowError: the folder holds worlds that were filmed otherwise.
     """
-    described = json.dumps({k: v for k, v in asdict(config).items() if k not in ("first_world", "worlds")}, sort_keys=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    note = folder / "filmed.json"
-    if note.exists() and note.read_text() != described:
-        raise KineflowError(f"{folder} holds views filmed as {note.read_text()}, not as {described}; name another folder")
-    note.write_text(described)
-    files = []
-    for done, number in enumerate(range(config.first_world, config.first_world + config.worlds)):
-        progress(done, config.worlds)
-        file = folder / f"world-{number}.npz"
-        if not file.exists():
-            groups = film_world(config, number)
-            if groups is None:
-                continue
-            draft = file.with_suffix(".draft")
-            with draft.open("wb") as out:
-                np.savez(out, **vars(groups))
-            os.replace(draft, file)
-        files.append(file)
-    progress(config.worlds, config.worlds)
-    return files
+
+    def film(number: int) -> Mapping[str, np.ndarray] | None:
+        groups = film_world(config, number)
+        return None if groups is None else vars(groups)
+
+    return film_folder(config, folder, film, progress)
 
 
 def read_groups(file: Path) -> Groups:
     """What `film_views` wrote. Raises KineflowError for another kind of file."""
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return Groups(**{name: arrays[name] for name in ("frames", "place", "seen", "colour", "noun")})
-    except (OSError, ValueError, KeyError) as error:
-        raise KineflowError(f"{file} is no file of views ({error}); delete it, and it is filmed again") from None
+    return Groups(**read_arrays(file, [field.name for field in fields(Groups)], "views"))
 
 
 def film_world(config: PlaceViews, number: int) -> Groups | None:
@@ -122,7 +104,7 @@ def film_world(config: PlaceViews, number: int) -> Groups | None:
 
 
 def _poses(world: World, generator: np.random.Generator) -> list[tuple[float, float, float]]:
-    """Four poses x, y, yaw: the first anywhere, or before a named thing; the others around it, most of them ahead."""
+    """Four poses x, y, yaw: the first anywhere, or before a named thing; the others around it, most of them ahead, some far."""
     x, y = world.free_space.sample(generator, 0.3)[0].tolist()
     yaw = float(generator.uniform(-math.pi, math.pi))
     if world.goals and generator.random() < 0.5:
@@ -132,8 +114,10 @@ def _poses(world: World, generator: np.random.Generator) -> list[tuple[float, fl
         yaw = bearing + math.pi + float(generator.uniform(-0.6, 0.6))
     poses = [(x, y, yaw)]
     for _ in range(VIEWS - 1):
-        ahead = float(generator.uniform(-0.5, 1.8) * generator.random() ** 0.3)
-        left, turn = float(generator.normal() * 0.3), float(np.clip(generator.normal() * 0.35, -1, 1))
+        far = generator.random() < 0.5
+        ahead = float(generator.uniform(1.0, 7.0) if far else generator.uniform(-0.5, 1.8) * generator.random() ** 0.3)
+        left = float(generator.normal() * (0.2 * ahead if far else 0.3))
+        turn = float(np.clip(generator.normal() * 0.35, -1, 1))
         sin, cos = math.sin(yaw), math.cos(yaw)
         poses.append((x + cos * ahead - sin * left, y + sin * ahead + cos * left, yaw + turn))
     return poses
@@ -191,4 +175,5 @@ def _film(
                 place[i, j] = np.where(ok[..., None], pixels[rows[:, None], columns], 0.0)
                 valid[i, j] = ok
     colour, noun = (np.stack(part) for part in zip(*named))
-    return np.stack(frames), place, valid, colour, noun
+    depth = np.stack([np.minimum(depth[rows[:, None], columns], FARTHEST_M) for _, depth, _, _ in seen]).astype(np.float16)
+    return np.stack(frames), place, valid, colour, noun, depth

@@ -23,6 +23,8 @@ COLOURS: dict[str, Rgb] = {
     "pink": (1.0, 0.42, 0.68),
     "black": (0.03, 0.03, 0.03),
 }
+COLOUR_NAMES = tuple(COLOURS)
+NOUNS = ("sofa", "cabinet", "lamp", "ball", "hut", "box", "bench", "sign", "chair", "car", "bin", "table", "barrel", "door")
 
 
 @dataclass(frozen=True)

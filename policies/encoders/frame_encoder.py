@@ -63,7 +63,7 @@ class Encoder(nn.Module, ABC):
 class FrameEncoder(Encoder):
     """Frames to features: `tokens` of width `dim` for each. `grid` is g where the tokens are g x g cells, row by row, else 0.
 
-    `look_dim` of the features, the first ones, say what a part looks like; where there are others, `moved` understands them.
+    `look_dim` of the features, the first ones, say what a part looks like; others (SceneNet's) say how it is found elsewhere.
     """
 
     def __init__(self, dim: int, grid: int, frozen: bool, preprocessing: Preprocessing, identity: Mapping[str, Any]) -> None:
@@ -82,10 +82,6 @@ class FrameEncoder(Encoder):
     @abstractmethod
     def features(self, pixels: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N P D"]:
         """Of preprocessed pixels."""
-
-    def moved(self, before: Float[Tensor, "*B P D"], after: Float[Tensor, "*B P D"]) -> Float[Tensor, "*B P 3"]:
-        """Where the parts of one frame are in another: right, down, how surely. Only of encoders that were trained for that."""
-        raise NotImplementedError(f"{type(self).__name__} finds no places of one frame in another")
 
 
 class TextEncoder(Encoder):

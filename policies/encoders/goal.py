@@ -12,7 +12,7 @@ float16 features of the frozen backbone that were computed before (`GoalVisionEn
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -38,7 +38,8 @@ from kineflow.policies.encoders.goal_tokens import (
     TemporalPooling,
 )
 from kineflow.policies.encoders.resnet_gn import ResNetGN
-from kineflow.policies.encoders.scene_net import SceneNet
+from kineflow.policies.encoders.scene_net import SceneNet, SceneNetEncoder
+from kineflow.policies.encoders.scene_words import SceneWords
 from kineflow.policies.encoders.small_vit import SmallViT
 from kineflow.policies.encoders.state import State, StateEncoder, StateFeatures
 from kineflow.policies.encoders.static_words import HashedWords, StaticWords
@@ -46,7 +47,7 @@ from kineflow.policies.observed import Observed
 
 # The registries of `kind:` in configs.
 FrameConfig: TypeAlias = DINOv2 | CLIPImage | SmallViT | ResNetGN | EfficientNetLite | SceneNet | Colours
-TextConfig: TypeAlias = CLIPText | StaticWords | HashedWords
+TextConfig: TypeAlias = CLIPText | StaticWords | HashedWords | SceneWords
 FlowConfig: TypeAlias = FlowNet | LucasKanade | DIS | RAFT
 MOST_CELLS = 64  # of a frame that is compared part by part: the comparison grows with the square
 
@@ -73,11 +74,16 @@ class GoalVision:
     depth: int = 2  # of self-attention among the tokens
     mlp_ratio: float = 4.0  # of the layers there: hidden units per channel
     goal_dropout: float = 0.0  # share of a row's goals hidden in training, where it has several; one is always left (1: only one)
+    goal_odds: Mapping[str, float] = field(default_factory=dict)  # of a goal to be the one left, against 1 of those not named
     state: State = field(default_factory=lambda: State(width=128, depth=2, token=192))
+    state_dropout: float = 0.0  # share of training rows that are told a state of zeros (but the body): who rests is not done
 
     def __post_init__(self) -> None:
-        if not 0 <= self.goal_dropout <= 1:
-            raise KineflowError(f"GoalVision.goal_dropout is {self.goal_dropout:g}; it is a probability")
+        for name in ("goal_dropout", "state_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise KineflowError(f"GoalVision.{name} is {getattr(self, name):g}; it is a probability")
+        if wrong := [name for name, odds in self.goal_odds.items() if not odds > 0]:
+            raise KineflowError(f"GoalVision.goal_odds of '{wrong[0]}' are {self.goal_odds[wrong[0]]:g}; they must be positive")
         if self.token % self.attention_heads or self.token <= len(self.embodiments) + 8:
             raise KineflowError(
                 f"GoalVision.token {self.token} must be a multiple of attention_heads {self.attention_heads}, "
@@ -109,6 +115,8 @@ class GoalVision:
             raise KineflowError(
                 f"policy.goals names '{strange[0]}', a {goals[strange[0]].kind}; GoalVision sees pictures and words"
             )
+        if unknown := sorted(set(self.goal_odds) - set(goals)):
+            raise KineflowError(f"GoalVision.goal_odds names '{unknown[0]}', policy.goals has {sorted(goals)}")
         if sum(goal.kind == "instruction" for goal in goals.values()) > 1:
             raise KineflowError("policy.goals has several instructions; a robot is told one")
         if spec.size > len(self.embodiments) and self.state.token != self.token:
@@ -171,17 +179,16 @@ class GoalVisionEncoder(nn.Module):
         self.pooling = TemporalPooling(width, heads, config.queries) if self._pictures() else None
         self.comparison: Comparison | Correspondence | None = None
         if self._pictures() and config.comparison:
-            knows_places = dim < self.frames.dim
             self.comparison = (
                 Correspondence(self.frames.moved, cells, flow, width)
-                if knows_places
+                if isinstance(self.frames, SceneNetEncoder)
                 else Comparison(dim, cells, config.matching, width)
             )
         if self.words_of:
             self.text = config.text.build()
             self.words = nn.Linear(self.text.dim, width)
-            joint = _share_a_space(config)
-            self.resemblance = Similarity(dim, self.text.dim, cells, config.matching, width, joint)
+            called = self.frames.called if isinstance(self.frames, SceneNetEncoder) and config.text == SceneWords() else None
+            self.resemblance = Similarity(dim, self.text.dim, cells, config.matching, width, _share_a_space(config), called)
         self.embodiment = nn.Linear(len(self.body), width - len(self.body)) if self.body else None
         geometry = config.geometry(spec, observation_horizon)
         self.state = StateEncoder(config.state, geometry) if geometry and geometry.size else None
@@ -216,7 +223,7 @@ class GoalVisionEncoder(nn.Module):
             parts["similarity"] = self.resemblance(live, words, hears.to(live.dtype))
             parts[f"goal_{self.words_of}"] = self.words(F.rms_norm(words, words.shape[-1:], eps=1e-6))[:, None]
         if self.state is not None:
-            parts["state"] = self.state(observed)
+            parts["state"] = self.state(self._at_rest(observed))
         for name, rate_hz in self.rates.items():
             parts[f"camera_{name}"] = self._view(seen[name], rate_hz)
         for name, goal in self._pictures().items():
@@ -293,10 +300,23 @@ class GoalVisionEncoder(nn.Module):
         if not (self.training and self.config.goal_dropout > 0 and len(given) > 1):
             return given
         each = torch.stack(list(given.values()), dim=1)  # [B, goals]
+        odds = each.new_tensor([self.config.goal_odds.get(name, 1.0) for name in given], dtype=torch.float32)
         drawn = torch.rand(each.shape, device=each.device) * each
-        last = F.one_hot(drawn.argmax(dim=1), each.shape[1]).bool() & each
+        last = F.one_hot((drawn ** (1 / odds)).argmax(dim=1), each.shape[1]).bool() & each  # the largest has these odds
         kept = each & ((drawn >= self.config.goal_dropout) | last)
         return dict(zip(given, kept.unbind(dim=1)))
+
+    def _at_rest(self, observed: Observed) -> Observed:
+        """While training, some rows with a state of zeros.
+
+        In data a body at rest has nearly always arrived; one that stands at the start must not learn from that to stay.
+        """
+        if not (self.training and self.config.state_dropout > 0):
+            return observed
+        moves = torch.rand(len(observed.state), 1, 1, device=observed.state.device) >= self.config.state_dropout
+        kept = observed.state.new_zeros(observed.state.shape[-1])
+        kept[self.body] = 1.0
+        return replace(observed, state=observed.state * torch.where(moves, 1.0, kept))
 
     def _words(self, observed: Observed, rows: int) -> Float[Tensor, "B V"]:
         texts = observed.instruction or ("",) * rows

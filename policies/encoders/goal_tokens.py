@@ -110,7 +110,7 @@ class Comparison(nn.Module):
 
 
 class Correspondence(nn.Module):
-    """As `Comparison`, for features that know where the places of one picture are in another (`FrameEncoder.moved`).
+    """As `Comparison`, for features that know where the places of one picture are in another (`SceneNetEncoder.moved`).
 
     A token sees how each part of the live picture must move to become the goal's, and how the goal's camera moved since the frame
     before (the flow features): nothing of what a place looks like, so it holds in places never seen.
@@ -130,19 +130,26 @@ class Correspondence(nn.Module):
         return self.outputs(F.silu(self.inputs(seen) + self.time(as_waves(offsets_s))))  # type: ignore[no-any-return]
 
 
+Called = Callable[[Tensor, Tensor], Tensor]  # parts [B, P, D], words [B, V] -> [B, P, 2]: how probably each shows what they name
+
+
 class Similarity(nn.Module):
     """How the live picture resembles the words, one token `[B, 1, W]`: its first `channels` are plain cosines.
 
     Those of the best and of the average part, in a space that is learned; with `joint`, whose encoders share a space (CLIP),
-    that of the whole picture there. The other channels say where in the picture.
+    that of the whole picture there; with `called`, which knows what words stand for (`SceneNetEncoder.called`), how surely the
+    thing is in the picture. The other channels say where in the picture.
     """
 
-    def __init__(self, dim: int, words: int, cells: int, matching: int, width: int, joint: bool) -> None:
+    def __init__(
+        self, dim: int, words: int, cells: int, matching: int, width: int, joint: bool = False, called: Called | None = None
+    ) -> None:
         super().__init__()
-        self.dim, self.joint, self.channels = dim, joint, 3 if joint else 2
+        self.dim, self.joint, self.channels = dim, joint, 2 + joint + (called is not None)
+        self._called = called  # a function, not a part: it is not trained here
         self.look = nn.Linear(dim, matching)
         self.words = nn.Linear(words, matching)
-        self.where = nn.Linear(cells, width - self.channels)
+        self.where = nn.Linear(cells * (3 if called else 1), width - self.channels)
 
     def forward(
         self, live: Float[Tensor, "B P F"], words: Float[Tensor, "B V"], told: Float[Tensor, "B"]
@@ -154,7 +161,12 @@ class Similarity(nn.Module):
         plain = [cosines.amax(dim=1), cosines.mean(dim=1)]
         if self.joint:
             plain.append(told * F.cosine_similarity(look.mean(dim=1), words, dim=-1))
-        where = self.where(math.sqrt(cosines.shape[1]) * cosines)
+        maps = [cosines]
+        if self._called is not None:
+            shown = told[:, None, None] * self._called(look, words)  # [B, P, 2]
+            plain.append(shown[..., 1].amax(dim=1))
+            maps.extend(shown.unbind(dim=-1))
+        where = self.where(math.sqrt(cosines.shape[1]) * torch.cat(maps, dim=1))
         return torch.cat([torch.stack(plain, dim=-1), where], dim=-1)[:, None]
 
 

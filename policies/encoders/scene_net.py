@@ -2,12 +2,13 @@
 
     frame 96 x 96 px   --convolutions, one layer of attention-->   12 x 12 cells
     each cell          match: 32 numbers, alike where two pictures show the same place, whatever the light and the point of view
-                       look: 32 numbers that say what is there (the colour and kind of named things are read off them)
+                       look: 32 numbers that say what is there, how far away
+                       names: how probably each colour and each kind of named thing is there (`SceneWords` are such names)
     two frames         softmax of the products of all cells with all cells, and with "nowhere": where each cell went, how surely
 
 A camera that is to get from here to where a goal picture was taken needs just that: how the picture must move. Features of
-networks that were trained to name things hold it too, but a policy that has seen a hundred worlds learns these worlds by heart
-from them (README, Measured). How the shipped weights were trained, and what they reach: assets/scene_net.md.
+networks that were trained to name things hold it too, but also so much else that a hundred worlds can be learned by heart. How
+the shipped weights were trained, and what they reach: assets/scene_net.md.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kineflow.envs.navigation.shapes import COLOUR_NAMES, NOUNS
 from kineflow.policies.encoders.frame_encoder import FrameEncoder
 from kineflow.policies.encoders.preprocessing import Preprocessing
 from kineflow.policies.encoders.weights import load_weights, weights_file
 
 SIDE, CELLS, GRID = 96, 12, 6  # px of a frame; cells, and parts of 2 x 2 cells each, along a side
-LOOK, MATCH = 32, 32
+LOOK, NAMES, MATCH = 32, len(COLOUR_NAMES) + len(NOUNS), 32
+SAYS = LOOK + NAMES  # of a part's features, what does not depend on another picture
 SHARPER = 3.0  # than in training: where a place is an expectation says only if the best match outweighs the many others
 SHIPPED = Path(__file__).parents[1] / "assets" / "scene_net.safetensors"
 
@@ -48,19 +51,34 @@ class SceneNet:
 
 
 class SceneNetEncoder(FrameEncoder):
-    """Frames to 6 x 6 parts `[N, 36, 160]`: what each looks like (32), and what its 2 x 2 cells match by (4 x 32). Frozen."""
+    """Frames to 6 x 6 parts `[N, 36, 182]`: what each looks like (32), is called (22), what its 2 x 2 cells match by (4 x 32).
+
+    Frozen.
+    """
 
     def __init__(self, config: SceneNet) -> None:
         preprocessing = Preprocessing(SIDE, (0.0,) * 3, (1.0,) * 3, "stretch", "bilinear")
-        super().__init__(LOOK + 4 * MATCH, GRID, True, preprocessing, {})
-        self.look_dim = LOOK
+        super().__init__(SAYS + 4 * MATCH, GRID, True, preprocessing, {})
+        self.look_dim = SAYS
         self.network = SceneNetwork()
         self._finish()
 
     def features(self, pixels: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N P D"]:
         match, look = self.network(pixels)
-        parts = F.avg_pool2d(look.transpose(1, 2).unflatten(2, (CELLS, CELLS)), 2).flatten(2).transpose(1, 2)
+        chances = [logits.softmax(dim=-1)[..., 1:] for logits in self.network.named(look)]
+        says = torch.cat([look, *chances], dim=-1)
+        parts = F.avg_pool2d(says.mT.reshape(len(says), SAYS, CELLS, CELLS), 2).flatten(2).transpose(1, 2)
         return torch.cat([parts, _by_parts(match)], dim=-1)
+
+    def called(self, seen: Float[Tensor, "*B P D"], words: Float[Tensor, "*B N"]) -> Float[Tensor, "*B P 2"]:
+        """How probably each part shows what `SceneWords` name: by its colour alone, and by its colour and kind.
+
+        What is not named of both does not matter; without any name nothing is shown.
+        """
+        known, sizes = seen[..., LOOK:SAYS] * words[..., None, :], [len(COLOUR_NAMES), len(NOUNS)]
+        spoken = [part.amax(dim=-1)[..., None] for part in torch.split(words, sizes, dim=-1)]
+        colour, noun = (part.amax(dim=-1) + 1 - told for part, told in zip(torch.split(known, sizes, dim=-1), spoken))
+        return torch.stack([colour, colour * noun], dim=-1) * torch.maximum(*spoken)[..., None]
 
     @torch.no_grad()
     def moved(self, before: Float[Tensor, "*B P D"], after: Float[Tensor, "*B P D"]) -> Float[Tensor, "*B P 3"]:
@@ -69,7 +87,7 @@ class SceneNetEncoder(FrameEncoder):
         The first two are multiplied by the third: what is nowhere has not moved.
         """
         network, shape = self.network, before.shape[:-2]
-        query, key = (features[..., LOOK:].reshape(*shape, CELLS * CELLS, MATCH).float() for features in (before, after))
+        query, key = (features[..., SAYS:].reshape(*shape, CELLS * CELLS, MATCH).float() for features in (before, after))
         # As attention, which never writes the 144 x 145 shares down: "nowhere" is one key more, of value zero; the others' values
         # are their places, and one.
         one, nothing = query.new_ones(*shape, CELLS * CELLS, 1), query.new_zeros(*shape, 1, MATCH)
@@ -103,6 +121,7 @@ class SceneNetwork(nn.Module):
         self.place = nn.Parameter(0.02 * torch.randn(CELLS * CELLS, width))
         self.attention = _Attention(width)
         self.match, self.look = nn.Linear(width, MATCH), nn.Linear(width, LOOK)
+        self.colour, self.noun = nn.Linear(LOOK, 1 + len(COLOUR_NAMES)), nn.Linear(LOOK, 1 + len(NOUNS))
         self.sharpness = nn.Parameter(torch.tensor(2.5))  # its exponential multiplies the cosines
         self.nowhere = nn.Parameter(torch.tensor(0.0))
 
@@ -111,6 +130,10 @@ class SceneNetwork(nn.Module):
         x = ((pixels - mean) / (std + 0.05)).contiguous(memory_format=torch.channels_last)
         cells = self.attention(self.stem(x).flatten(2).transpose(1, 2) + self.place)
         return F.normalize(self.match(cells), dim=-1), F.silu(self.look(cells))
+
+    def named(self, look: Float[Tensor, "*B D"]) -> tuple[Float[Tensor, "*B C"], Float[Tensor, "*B N"]]:
+        """Logits of no colour of a named thing and each of them; of no kind and each."""
+        return self.colour(look), self.noun(look)
 
     def logits(self, query: Float[Tensor, "*B P C"], key: Float[Tensor, "*B Q C"]) -> Float[Tensor, "*B P Q1"]:
         """Of where each of P cells is among Q, and, last, of being nowhere there."""

@@ -4,17 +4,21 @@ Each block is self-attention among the actions (rotary positions), cross-attenti
 scaled and gated by the signal: time plus a summary of the tokens, each through weights of its own (their mean instead trains
 many times slower: what differs between tokens must then come through attention, which at first looks at all alike).
 
-Three things differ from `dit.py`.
+Four things differ from `dit.py`.
 
 * One linear layer modulates all blocks, each of which adds an offset of its own (adaLN-single, PixArt-alpha, Chen et al. 2023):
   at width 512 this saves 17 M parameters, and a batch of one on a CPU takes as long as it takes to read the weights.
 * Keys and values of the tokens do not depend on the actions: `fixed` computes them once for all steps of a solver.
+* Each action token begins with a draft, a small MLP of the summary and of the token's place: what the tokens say of an action
+  reaches it without having to be found by attention first. Motion that a linear probe reads off the tokens with R2 0.97 came out
+  of the head without it with 0.7 after as many steps.
 * With `embodiments` the layers in and out have a correction for each body, zero at first, chosen by the first channels of
   token 0. A body without data answers as those with data do, and learns its corrections from its own windows alone.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +32,7 @@ from kineflow.policies.heads.embedding import TimeEmbedding, rotated, rotation
 
 Tokens = Float[Tensor, "B N D"]
 SUMMARY = 32  # features of each token in the signal
+PERIODS = 6  # in which a token of the draft knows its place: 2 tokens to 64
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class Prepared:
 
     key_value: tuple[tuple[Float[Tensor, "B K N E"], Float[Tensor, "B K N E"]], ...]  # of each block
     signal: Float[Tensor, "B 1 W"]
+    draft: Float[Tensor, "B 1 W"]
     body: Float[Tensor, "B bodies"] | None
 
 
@@ -89,6 +95,8 @@ class FlowDiTHead(nn.Module):
         self.token_identity = nn.Parameter(0.02 * torch.randn(count, width))  # which goal, which cell, which robot
         self.condition_summary = nn.Linear(width, SUMMARY)
         self.condition_signal = nn.Linear(count * SUMMARY, width)
+        self.draft_in = nn.Linear(count * SUMMARY, width)
+        self.draft_place, self.draft_out = nn.Linear(2 * PERIODS, width, bias=False), nn.Linear(width, width)
         self.condition_kv = nn.Linear(width, (1 if config.shared_keys else config.depth) * 2 * width)  # of all blocks at once
         self.modulation = nn.Linear(width, 9 * width)
         self.block_modulation = nn.Parameter(torch.zeros(config.depth, 9 * width))
@@ -123,9 +131,11 @@ class FlowDiTHead(nn.Module):
         given = self.condition_in(condition) + self.token_identity  # [B, N, W]
         parts = [_heads(part, config.attention_heads) for part in self.condition_kv(given).split(config.width, dim=-1)]
         key_value = tuple(zip(parts[::2], parts[1::2]))
-        signal = self.condition_signal(self.condition_summary(given).flatten(1))[:, None]
+        summary = self.condition_summary(given).flatten(1)
+        signal = self.condition_signal(summary)[:, None]
         body = condition[:, 0, : config.embodiments] if config.embodiments > 1 else None
-        return Prepared(key_value * config.depth if config.shared_keys else key_value, signal, body)
+        draft = self.draft_in(summary)[:, None]
+        return Prepared(key_value * config.depth if config.shared_keys else key_value, signal, draft, body)
 
     def answer(
         self,
@@ -141,6 +151,8 @@ class FlowDiTHead(nn.Module):
         signal = F.silu(self._time_tokens(t, end) + known)  # [B, 1 or H/P, W]
         shared = self.modulation(signal)
         tokens = self.action_in(x.reshape(len(x), x.shape[1] // self.config.patch, -1), body)  # [B, H/P, W]
+        draft = self.draft_out(F.silu(prepared.draft + self.draft_place(_places(tokens.shape[1], tokens))))
+        tokens = tokens + draft.repeat(times, 1, 1)
         turn = rotation(tokens.shape[1], self.config.width // self.config.attention_heads, tokens)
         for block, own, key_value in zip(self.blocks, self.block_modulation, prepared.key_value):
             tokens = block(tokens, shared + own, key_value, turn)
@@ -214,6 +226,12 @@ class FlowDiTBlock(nn.Module):
         query = self.query(x).reshape(-1, len(key_value[0]), x.shape[1], heads, size).permute(1, 3, 0, 2, 4).flatten(2, 3)
         out = F.scaled_dot_product_attention(query, *key_value).reshape(-1, heads, rows // len(key_value[0]), x.shape[1], size)
         return self.across_out(out.permute(2, 0, 3, 1, 4).reshape(rows, x.shape[1], -1))  # type: ignore[no-any-return]
+
+
+def _places(count: int, like: Tensor) -> Float[Tensor, "T waves"]:
+    periods = 2.0 ** torch.arange(1, PERIODS + 1, device=like.device)
+    angles = 2 * math.pi * torch.arange(count, device=like.device)[:, None] / periods
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(like.dtype)
 
 
 def _heads(x: Float[Tensor, "B T W"], heads: int) -> Float[Tensor, "B K T E"]:

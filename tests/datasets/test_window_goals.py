@@ -153,8 +153,8 @@ def test_episodes_of_one_trip_share_their_clip(tmp_path: Path) -> None:
     goals = Goals(SPECS, where, look, lambda episodes: (counted.append(index) or index for index in episodes))
     shared, plain = GoalReader(store, range(5), goals), GoalReader(store, range(5), Goals(SPECS, where))
     assert counted == [0, 1, 2, 3, 4]
-    assert sorted(asked) == [1, 1, 5, 5]  # two clips, two images
-    assert len(plain._pictures["video"]._values) == 10
+    assert sorted(asked) == [1, 1, 6, 6]  # two clips, each with its rest, and two images
+    assert len(plain._pictures["video"]._values) == 12
     for index in range(5):
         steps = np.arange(store.lengths[index])
         seen, frames = (r.read(np.full(len(steps), index), steps).values for r in (shared, plain))
@@ -163,6 +163,25 @@ def test_episodes_of_one_trip_share_their_clip(tmp_path: Path) -> None:
             np.testing.assert_array_equal(seen[name][..., 0, 0], means)
     first, second = (plain.read(np.array([index]), np.array([0])).values["image"] for index in (0, 2))
     np.testing.assert_array_equal(first, second)
+
+
+def test_behind_the_end_of_a_clip_nothing_moves(tmp_path: Path) -> None:
+    """Features of motion, as of a frozen backbone: what a window repeats at the end is at rest, as its pictures say."""
+    store = stored(tmp_path, [episode(0, clip=4, image=True)])
+
+    def motion(digest: bytes, frames: np.ndarray) -> np.ndarray:
+        means = frames.reshape(len(frames), -1).mean(1)
+        return np.diff(means, prepend=means[:1]).astype(np.float16)[:, None, None]
+
+    where = GoalWindows(cursor="cursor")
+    specs = {"video": replace(VIDEO, rate_hz=10.0)}  # neighbours in the clip, as motion needs
+    moving, plain = GoalReader(store, [0], Goals(specs, where, motion)), GoalReader(store, [0], Goals(specs, where))
+    steps = np.arange(store.lengths[0])
+    seen, frames = (r.read(np.zeros_like(steps), steps).values["video"] for r in (moving, plain))
+    repeats = (frames[:, 1:] == frames[:, :-1]).all(axis=(2, 3, 4))
+    assert repeats.any()
+    assert not repeats.all()
+    np.testing.assert_array_equal(seen[:, 1:, 0, 0] == 0, repeats)
 
 
 def test_goals_only_where_asked(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(config: SceneTraining, tmp_pa
     first, second = (load_file(tmp_path / name / "scene_net.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     encoder = SceneNet(str(tmp_path / "whole" / "scene_net.safetensors")).build()
-    assert encoder(torch.zeros(1, 96, 96, 3, dtype=torch.uint8)).shape == (1, 36, 160)
+    assert encoder(torch.zeros(1, 96, 96, 3, dtype=torch.uint8)).shape == (1, 36, 182)
     with pytest.raises(KineflowError, match="another configuration"):
         train_scene(replace(config, seed=1), tmp_path / "whole", progress=False)
 
@@ -84,10 +84,11 @@ def test_it_learns_a_few_places_by_heart(config: SceneTraining) -> None:
     before = evaluate(learner, views, 40)
     optimiser = torch.optim.Adam(learner.parameters(), 3e-3)
     for step in range(60):
-        loss = learner.loss(views.pairs(8, np.random.default_rng(step), shaded=True), 0.5)
+        loss = learner.loss(views.pairs(8, np.random.default_rng(step), shaded=True), 0.5, 0.5)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     after = evaluate(learner, views, 40)
     assert after.error_px < 0.75 * before.error_px
     assert after.error_px < after.still_px
+    assert after.depth < 0.8 * before.depth

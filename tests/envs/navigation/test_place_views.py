@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kineflow.contracts import KineflowError
-from kineflow.envs.navigation.place_views import CELLS, COLOUR_NAMES, NOUNS, PlaceViews, film_views, film_world, read_groups
-from kineflow.envs.navigation.shapes import COLOURS
+from kineflow.envs.navigation.place_views import CELLS, FARTHEST_M, PlaceViews, film_views, film_world, read_groups
+from kineflow.envs.navigation.shapes import COLOUR_NAMES, COLOURS, NOUNS
 from kineflow.envs.navigation.tasks import Task
 from kineflow.envs.navigation.world import generate_world
 
@@ -80,6 +80,18 @@ def test_named_things_are_where_their_colour_is(files: list[Path]) -> None:
                 )
         assert (groups.colour[groups.noun == 0] == 0).all()
     assert found > 0
+
+
+def test_depths_are_of_what_is_seen(files: list[Path]) -> None:
+    """Where a camera that moved straight ahead sees a cell again, it has come nearer; most of a room is within the farthest."""
+    for file in files:
+        groups = read_groups(file)
+        assert groups.depth.shape == groups.colour.shape
+        assert (groups.depth > 0.05).all()
+        assert (groups.depth <= FARTHEST_M).all()
+        middle = groups.depth[:, :, CELLS // 2, CELLS // 2].astype(float)
+        floor = groups.depth[:, :, -1].astype(float)
+        assert (np.median(floor) < np.median(middle)).all(), "the floor before the robot is near"
 
 
 def test_a_world_is_filmed_once_and_always_the_same(files: list[Path]) -> None:

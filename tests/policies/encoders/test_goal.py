@@ -242,6 +242,34 @@ def test_goal_dropout_hides_some_but_never_all() -> None:
     assert all(torch.equal(rows, observed.given[name]) for name, rows in encoder.eval()._told(observed).items())
 
 
+def test_the_one_goal_that_is_left_is_drawn_by_its_odds() -> None:
+    encoder = build(replace(SMALL, goal_dropout=1.0, goal_odds={"words": 3.0})).train()
+    rows = 2000
+    told = {"image": [True] * rows, "video": [False] * rows, "words": [row % 2 == 0 for row in range(rows)]}
+    shown = encoder._told(seen(rows, given=told))
+    assert torch.equal(shown["image"].int() + shown["words"].int(), torch.ones(rows, dtype=torch.int32))
+    assert shown["words"][::2].float().mean().item() == pytest.approx(0.75, abs=0.05)
+    assert not shown["words"][1::2].any()
+    with pytest.raises(KineflowError, match="odds of 'words' are 0"):
+        replace(SMALL, goal_odds={"words": 0.0})
+    with pytest.raises(KineflowError, match="goal_odds names 'sound'"):
+        build(replace(SMALL, goal_odds={"sound": 2.0}))
+
+
+def test_some_rows_are_told_that_they_rest() -> None:
+    encoder, rows = build(replace(SMALL, state_dropout=0.4)).train(), 500
+    observed = seen(rows)
+    told = encoder._at_rest(observed).state
+    body = [i for i in range(told.shape[-1]) if i in encoder.body]
+    rests = (told[..., [i for i in range(told.shape[-1]) if i not in body]] == 0).flatten(1).all(dim=1)
+    assert rests.float().mean().item() == pytest.approx(0.4, abs=0.07)
+    assert torch.equal(told[..., body], observed.state[..., body])
+    assert torch.equal(told[~rests], observed.state[~rests])
+    assert encoder.eval()._at_rest(observed) is observed
+    with pytest.raises(KineflowError, match="state_dropout is 1[.]5"):
+        replace(SMALL, state_dropout=1.5)
+
+
 def test_comparison_knows_a_shift_whatever_moved() -> None:
     """Untrained: the cosines of a scene and the same scene one part to the right are those of any other scene, shifted."""
     torch.manual_seed(0)

@@ -16,6 +16,7 @@ from rich.console import Console
 from kineflow.config import load_config
 from kineflow.contracts import (
     ActionChunk,
+    ContractError,
     GoldenPair,
     Horizons,
     Interface,
@@ -207,3 +208,8 @@ def test_the_page_works_in_a_browser(evaluated_navigation):
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         assert problems == []
         browser.close()
+
+
+def test_who_follows_clips_is_not_evaluated_where_there_are_none() -> None:
+    with pytest.raises(ContractError, match=r"told goals \['video'\], of which PushT knows none; .* --config eval/navigation"):
+        evaluation_rollout(Wanderer(), dataclasses.replace(config(), env="pusht"))

@@ -109,3 +109,10 @@ def test_what_a_table_cannot_hold(run: Path) -> None:
         small(run, columns=("image open",))
     with pytest.raises(KineflowError, match=r"nothing for \['drone'\]"):
         small(run, embodiments=("drone",))
+
+
+def test_a_policy_that_is_not_there_is_named_before_anything_is_driven(run: Path, tmp_path: Path) -> None:
+    config = small(run, policies={"mine": str(run), "NoMaD": str(tmp_path / "none")})
+    with pytest.raises(KineflowError, match=r"policy 'NoMaD' cannot be loaded from .*none; train it first, or leave it out"):
+        fill(config, tmp_path / "table")
+    assert not list(tmp_path.glob("table/**/episodes.jsonl"))
