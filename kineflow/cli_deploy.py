@@ -9,23 +9,30 @@ from kineflow.cli_verb import add_verb, show
 
 
 def add(verbs: Any) -> None:
-    deploy = add_verb(
-        verbs,
-        "deploy",
-        _deploy,
-        "simulate: drive an environment through the robot's executor, in virtual time with latencies; executor fields can follow",
+    text = "policies on robots, and what comes before them"
+    whats = verbs.add_parser("deploy", help=text, description=text, allow_abbrev=False).add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    _add_simulate(whats)
+
+
+def _add_simulate(whats: Any) -> None:
+    simulate = add_verb(
+        whats,
+        "simulate",
+        _simulate,
+        "drive an environment through the robot's executor, in virtual time with latencies; executor fields can follow",
         overrides=True,
     )
-    deploy.add_argument("what", choices=["simulate"])
-    deploy.add_argument("policy", help="run, checkpoint, composed or exported folder, kineflow://NAME or hub name")
-    deploy.add_argument("--config", default="eval/pusht", help="evaluation config: which environment (default eval/pusht)")
-    deploy.add_argument("--executor", default="deploy/rtc", help="how chunks are executed (default deploy/rtc)")
-    deploy.add_argument("--profile", help="robot whose governor has the last word, such as robots/wheeled (default none)")
-    deploy.add_argument("--episodes", type=int, default=5)
-    deploy.add_argument("--latency-ms", type=float, help="of every answer (default: the time that it takes here)")
+    simulate.add_argument("policy", help="run, checkpoint, composed or exported folder, kineflow://NAME or hub name")
+    simulate.add_argument("--config", default="eval/pusht", help="evaluation config: which environment (default eval/pusht)")
+    simulate.add_argument("--executor", default="deploy/rtc", help="how chunks are executed (default deploy/rtc)")
+    simulate.add_argument("--profile", help="robot whose governor has the last word, such as robots/wheeled (default none)")
+    simulate.add_argument("--episodes", type=int, default=5)
+    simulate.add_argument("--latency-ms", type=float, help="of every answer (default: the time that it takes here)")
 
 
-def _deploy(args: argparse.Namespace) -> int:
+def _simulate(args: argparse.Namespace) -> int:
     from kineflow.config import load_config
     from kineflow.deploy.executor_config import ExecutorConfig
     from kineflow.deploy.loading import load_policy
