@@ -119,7 +119,8 @@ class GoalReader:
 
     def _end(self, episode: Int64[np.ndarray, "B"]) -> Int64[np.ndarray, "B"]:
         """The last frame of each row's clip."""
-        return self._pictures["video"].last[episode] - 1
+        last: Int64[np.ndarray, "B"] = self._pictures["video"].last[episode] - 1
+        return last
 
     def _gather(self, store: EpisodeStore, episodes: Sequence[int], goals: Goals) -> None:
         """Instructions, clips, images and cursors of the episodes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -44,11 +44,11 @@ def asks_together(policy: Policy) -> AskAll:
         for i, question in enumerate(questions):
             groups.setdefault(_kind(question), []).append(i)
         for members in groups.values():
-            chunk = policy.predict(*_stacked([questions[i] for i in members]))
+            chunk = policy.predict(*stacked([questions[i] for i in members]))
             first = 0
             for i in members:
                 last = first + len(questions[i].request.seeds)
-                answers[i] = _rows(chunk, first, last)
+                answers[i] = rows_of(chunk, first, last)
                 first = last
         return [answers[i] for i in range(len(questions))]
 
@@ -61,7 +61,18 @@ def _kind(question: Question) -> tuple[Any, ...]:
     return request.steps, request.guidance_scale, prefix, tuple(goal), bool(question.observation.instruction)
 
 
-def _stacked(questions: Sequence[Question]) -> tuple[Observation, SamplingRequest]:
+class Asked(Protocol):
+    """An observation and what is wanted, whoever asks."""
+
+    @property
+    def observation(self) -> Observation: ...
+
+    @property
+    def request(self) -> SamplingRequest: ...
+
+
+def stacked(questions: Sequence[Asked]) -> tuple[Observation, SamplingRequest]:
+    """Questions that are alike as one, in fresh arrays."""
     seen, requests = [q.observation for q in questions], [q.request for q in questions]
     observation = Observation(
         np.concatenate([o.state for o in seen]),
@@ -79,6 +90,7 @@ def _stacked(questions: Sequence[Question]) -> tuple[Observation, SamplingReques
     return observation, SamplingRequest(seeds, requests[0].steps, requests[0].guidance_scale, prefix)
 
 
-def _rows(chunk: ActionChunk, first: int, last: int) -> ActionChunk:
+def rows_of(chunk: ActionChunk, first: int, last: int) -> ActionChunk:
+    """Rows `first` to `last` of a chunk."""
     said = (None if v is None else v[first:last] for v in (chunk.stop_probability, chunk.ahead_s, chunk.distance))
     return ActionChunk(chunk.actions[first:last], chunk.step_s, np.asarray(chunk.stamp_s)[first:last], *said)

@@ -7,7 +7,6 @@ seconds (`stamp_s`); on disk it is int64 nanoseconds (`stamp_ns`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -35,12 +34,12 @@ from kineflow.interface import (
     interface_differences as interface_differences,
 )
 from kineflow.plain import to_json as to_json, to_plain as to_plain
+from kineflow.sampler_spec import CLOCK as CLOCK, SamplerSpec as SamplerSpec
 
 if TYPE_CHECKING:  # robots import this file with NumPy alone
     from jaxtyping import Bool, Float, Float16, Int64, UInt8
 
 CONTRACT_VERSION = 1
-CLOCK = "t=0 noise, t=1 data"
 PrefixMethod = Literal["guided", "exact", "start"]
 
 
@@ -109,23 +108,6 @@ class Horizons:
     def __post_init__(self) -> None:
         if min(self.observation, self.prediction, self.execution) < 1 or self.execution > self.prediction:
             raise ContractError(f"horizons need observation >= 1 and 1 <= execution <= prediction, got {self}")
-
-
-@dataclass(frozen=True)
-class SamplerSpec:
-    """How the head was trained and is sampled, in words a reader understands; config.yaml has every setting."""
-
-    path: str
-    prediction: str
-    solver: str
-    steps: int
-    guidance_scale: float = 1.0
-    clock: str = CLOCK
-    grid: str = "uniform"  # which noise levels, in the form of `kineflow eval --grid`
-    guidance_interval: tuple[float, float] = (-math.inf, math.inf)  # of lambda: where guidance_scale holds
-    clip: float | None = None  # bound on the denoised chunk, inf: none; None: contracts of version 1 that do not say
-    diffusion: float | None = None  # k of the solver "sde"; None: not that solver
-    clean_start: int = 0  # committed actions that it learned to begin a chunk with (training-time RTC)
 
 
 @dataclass(frozen=True)

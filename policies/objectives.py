@@ -14,7 +14,7 @@ Actions are normalised. `condition` is the encoder's tokens; for guidance the po
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -38,7 +38,7 @@ from kineflow.policies.paths import CondOT, Path, SquaredCos
 from kineflow.policies.predictions import Denoised, Prediction, from_denoised, network_input
 from kineflow.policies.real_time_chunking import CommittedStart
 from kineflow.policies.regression import MIP as MIP, Regression as Regression
-from kineflow.policies.samplers import RowNoise, SolverName, solver_of
+from kineflow.policies.samplers import RENEWING, RowNoise, SolverName, solver_of
 from kineflow.policies.time_densities import TimeLaw
 from kineflow.policies.time_grids import TimeGrid
 
@@ -86,6 +86,7 @@ class FlowMatching:
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] = (-math.inf, math.inf)  # in lambda
     clip: float = math.inf  # bound on the denoised chunk while sampling
+    temperature: float = 1.0  # scale of the noise that sampling begins with; small: chunks near the likeliest, 0: one chunk
 
     def __post_init__(self) -> None:
         self.grid(self.path, self.steps)  # refuses impossible grids here, not after hours of training
@@ -101,6 +102,11 @@ class FlowMatching:
             raise KineflowError(_no_null_condition(self.guidance_scale, self.condition_dropout))
         if not self.clip > 0:
             raise KineflowError(f"clip is {self.clip:g}; it bounds |sample| and must be positive (inf: no bound)")
+        if not 0 <= self.temperature < math.inf or (self.temperature != 1 and self.solver in RENEWING):
+            raise KineflowError(
+                f"temperature is {self.temperature:g} with solver {self.solver}; it scales the noise that a chunk begins with: "
+                f"at least 0, and 1 for solvers that renew noise ({', '.join(RENEWING)})"
+            )
 
     def loss(self, head: Head, actions: Chunk, condition: Tokens | None, generator: torch.Generator, weight: Weight) -> Losses:
         timed = actions[:, :, 0] if self.per_action_time else actions[:, 0, 0]
@@ -141,7 +147,7 @@ class FlowMatching:
         solver = solver_of(self.solver, self.diffusion)
         if options.committed:
             solver = CommittedStart(solver, *options.committed)
-        return solver(denoise, noise.draw(), lambdas, condition, noise)
+        return solver(denoise, self.temperature * noise.draw(), lambdas, condition, noise)
 
     def sampler_spec(self) -> SamplerSpec:
         return SamplerSpec(
@@ -155,6 +161,7 @@ class FlowMatching:
             clip=self.clip,
             diffusion=self.diffusion if self.solver == "sde" else None,
             clean_start=self.clean_start,
+            temperature=self.temperature,
         )
 
 
@@ -176,6 +183,7 @@ class Diffusion:
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] = (-math.inf, math.inf)
     clip: float = 1.0
+    temperature: float = 1.0  # see FlowMatching
 
     def __post_init__(self) -> None:
         _ = self.general  # for its checks
@@ -183,19 +191,7 @@ class Diffusion:
     @property
     def general(self) -> FlowMatching:
         """The same training and sampling, spelled out."""
-        return FlowMatching(
-            path=self.path,
-            prediction=self.prediction,
-            loss_space=self.prediction,
-            condition_dropout=self.condition_dropout,
-            solver=self.solver,
-            steps=self.steps,
-            grid=self.grid,
-            diffusion=self.diffusion,
-            guidance_scale=self.guidance_scale,
-            guidance_interval=self.guidance_interval,
-            clip=self.clip,
-        )
+        return FlowMatching(**{f.name: getattr(self, f.name) for f in fields(self)}, loss_space=self.prediction)
 
     def loss(self, head: Head, actions: Chunk, condition: Tokens | None, generator: torch.Generator, weight: Weight) -> Losses:
         return self.general.loss(head, actions, condition, generator, weight)

@@ -19,7 +19,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -126,6 +126,7 @@ SOLVERS: Mapping[SolverName, Sampler] = {
     "ddpm": ancestral,
     "sde": sde,
 }
+RENEWING: Final = ("ddpm", "sde")  # solvers that draw noise between their steps
 _CALLS_OF_A_STEP: Mapping[SolverName, int] = {"heun": 2, "midpoint": 2, "rf_solver": 2, "rk4": 4}
 
 

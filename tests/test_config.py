@@ -117,6 +117,9 @@ def test_unknown_name_lists_shipped_ones() -> None:
 def test_every_shipped_config_loads() -> None:
     from kineflow.config import CONFIG_ROOT
     from kineflow.datasets.doctor_checks.finding import DoctorConfig
+    from kineflow.deploy.executor_config import ExecutorConfig
+    from kineflow.deploy.robot_profile import RobotProfile
+    from kineflow.deploy.ros2.node_config import NodeConfig
     from kineflow.policies.collect import CollectConfig
     from kineflow.policies.compose.search import SearchConfig
     from kineflow.policies.eval_result import EvalConfig
@@ -129,8 +132,11 @@ def test_every_shipped_config_loads() -> None:
         "collect": CollectConfig,
         "compose": SearchConfig,
         "data": DoctorConfig,
+        "deploy": ExecutorConfig,
         "eval": EvalConfig,
         "interfaces": Interface,
+        "nodes": NodeConfig,
+        "robots": RobotProfile,
         "train": TrainConfig,
         "train_flow": FlowTrainConfig,
         "table": TableConfig,

@@ -13,6 +13,7 @@ from geometry_msgs.msg import Point, PoseStamped, Twist, TwistStamped
 from nav_msgs.msg import Path
 from visualization_msgs.msg import Marker, MarkerArray
 
+from kineflow.deploy.ros2.runs import Run
 from kineflow.interface import KineflowError
 
 _TWIST_AXES = {
@@ -28,10 +29,6 @@ _TWIST_AXES = {
 def to_time(seconds: float) -> Any:
     whole = math.floor(seconds)
     return Time(sec=whole, nanosec=min(round(1e9 * (seconds - whole)), 999_999_999))
-
-
-def to_seconds(stamp: Any) -> float:
-    return float(stamp.sec) + 1e-9 * float(stamp.nanosec)
 
 
 def check_twist_axes(names: Sequence[str]) -> None:
@@ -111,6 +108,16 @@ def diagnostic_message(name: str, level: str, summary: str, values: Mapping[str,
     array = DiagnosticArray(status=[status])
     array.header.stamp = stamp
     return array
+
+
+def run_message(run: Run, outcome: str, why: str) -> Any:
+    """diagnostic_msgs/DiagnosticStatus: `message` is the state, `values` the rest."""
+    levels = {"cancelled": DiagnosticStatus.WARN, "failed": DiagnosticStatus.ERROR}
+    level = levels.get(run.state, DiagnosticStatus.OK)
+    status = DiagnosticStatus(level=level, name=f"run {run.number}", message=run.state, hardware_id="kineflow")
+    values = {"run": run.number, "state": run.state, "seconds": run.seconds, "why": run.why or why, "outcome": outcome}
+    status.values = [KeyValue(key=key, value=_text(value)) for key, value in values.items()]
+    return status
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

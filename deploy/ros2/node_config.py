@@ -77,6 +77,7 @@ class NodeConfig:
 
     `action_limits`: "same" refuses a policy whose action range is not the robot's; "clamped" lets the governor cut it.
     `shadow`: everything runs, what would be commanded is published on shadow_<command_topic> alone.
+    `starts`: "at_once" follows the policy from activation on and after each new goal; "asked" waits for the service `~/run`.
     `fifo_priority`: of the output thread, where permitted; 0 does not ask.
     """
 
@@ -99,6 +100,7 @@ class NodeConfig:
     shadow: bool = False
     fifo_priority: int = 20
     autostart: bool = False
+    starts: Literal["at_once", "asked"] = "at_once"
 
     def __post_init__(self) -> None:
         if not self.wiring_timeout_s > 0 or self.warm_up_calls < 0 or not 0 <= self.fifo_priority <= 99:

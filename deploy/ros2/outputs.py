@@ -4,6 +4,7 @@
 heartbeat              std_msgs/Header beside each command: the guard's proof of life
 chunk/path, chunk/markers    where the plan leads, in the body's frame
 /diagnostics           once a second and on change;  status   std_msgs/String, on change, kept for who comes late
+run/feedback, run/result    diagnostic_msgs/DiagnosticStatus of the present run and of the one that ended last
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from typing import Any
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import Twist, TwistStamped
 from nav_msgs.msg import Path
 from std_msgs.msg import Header, String
@@ -29,11 +30,13 @@ from kineflow.deploy.ros2.messages import (
     diagnostic_message,
     marker_message,
     path_message,
+    run_message,
     to_time,
     twist_message,
 )
 from kineflow.deploy.ros2.node_config import NodeConfig
 from kineflow.deploy.ros2.qos import Quality, profile
+from kineflow.deploy.ros2.runs import Run
 
 STOP_MESSAGES = 3
 
@@ -106,6 +109,8 @@ class Reports:
         self._status = node.create_publisher(String, "~/status", profile(Quality(True, True)))
         self._path = node.create_publisher(Path, "~/chunk/path", 1)
         self._markers = node.create_publisher(MarkerArray, "~/chunk/markers", 1)
+        self._feedback = node.create_publisher(DiagnosticStatus, "~/run/feedback", profile(Quality(True, depth=10)))
+        self._result = node.create_publisher(DiagnosticStatus, "~/run/result", profile(Quality(True, True)))
         self._said = ""
 
     def status(self, text: str) -> None:
@@ -123,8 +128,13 @@ class Reports:
         self._path.publish(path_message(places, stamp, self._frame))
         self._markers.publish(marker_message(places, stamp, self._frame, moves))
 
+    def run(self, run: Run, outcome: str = "", why: str = "") -> None:
+        """Feedback while it runs, else the result."""
+        publisher = self._feedback if run.state == "running" else self._result
+        publisher.publish(run_message(run, outcome, why))
+
     def close(self) -> None:
-        for publisher in (self._diagnostics, self._status, self._path, self._markers):
+        for publisher in (self._diagnostics, self._status, self._path, self._markers, self._feedback, self._result):
             self._node.destroy_publisher(publisher)
 
 

@@ -5,6 +5,7 @@
     configure    load, contract against robot and topics, wiring looked at live, subscribe, warm up     nothing is published
     activate     fresh observations needed; commands leave at the robot's rate, zero until the e-stop source was heard
     deactivate   three zeros, then silence          cleanup    all is let go          shutdown, Ctrl-C, SIGTERM: as deactivate
+    ~/run        true: follow the policy until it is done; false: come to rest, stay active. ~/run/feedback, ~/run/result tell
 
 Threads: main waits for signals, one spins these callbacks, one asks the policy, one sends commands at absolute times and holds
 the watchdogs (deploy/runner.py). Watchdogs go by the monotonic clock; a jump of the ROS clock throws away plan and observations.
@@ -16,7 +17,6 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import replace
 from typing import Any
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
@@ -28,18 +28,17 @@ from std_srvs.srv import SetBool, Trigger
 from kineflow.config import load_config
 from kineflow.contracts import ActionChunk, KineflowError
 from kineflow.deploy.asking import FollowsGoal, Question
-from kineflow.deploy.control import Control
-from kineflow.deploy.executor import Executor
-from kineflow.deploy.governor import Governor
 from kineflow.deploy.robot_profile import RobotProfile
+from kineflow.deploy.ros2.assembly import assemble
 from kineflow.deploy.ros2.contract_check import check as check_contract
 from kineflow.deploy.ros2.goals import GoalInbox
-from kineflow.deploy.ros2.governed import Governed
 from kineflow.deploy.ros2.inputs import GoalInputs, Inputs, wires
+from kineflow.deploy.ros2.intake import GoalIntake, Intake
 from kineflow.deploy.ros2.node_config import NodeConfig
 from kineflow.deploy.ros2.outputs import CommandOutput, Reports
 from kineflow.deploy.ros2.policy_source import load
 from kineflow.deploy.ros2.process import run_process
+from kineflow.deploy.ros2.runs import NO_RUN, Run, Runs
 from kineflow.deploy.ros2.wiring import check_wiring
 from kineflow.deploy.runner import Runner
 
@@ -78,6 +77,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self._rested = 0
         self._refused, self._refused_s = "", 0.0
         self._told: FollowsGoal | None = None
+        self._runs = Runs()
         self._planned: tuple[Any, float] | None = None
         self._latest: tuple[Any, float] | None = None  # newest chunk and its step
         if bool(self.declare_parameter("autostart", False).value):
@@ -142,15 +142,8 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         check_contract(contract, robot, config)
         qualities = check_wiring(self.context, wires(contract, robot, config), config.wiring_timeout_s, self.get_namespace())
         self._config, self._robot, self._contract = config, robot, contract
-        limits = replace(
-            config.executor.observations,
-            max_age_s=robot.watchdogs.observation_s,
-            max_stamp_age_s=robot.watchdogs.stamp_age_s,
-            max_stamp_ahead_s=robot.watchdogs.stamp_ahead_s,
-        )
-        self._governor = Governor(robot)
-        self._governed = Governed(self._governor)
-        self._control = Control(Executor(contract, replace(config.executor, observations=limits)), self._governed)
+        made = assemble(contract, robot, config)
+        self._governor, self._governed, self._control = made.governor, made.governed, made.control
 
         def ask(question: Question) -> ActionChunk:
             chunk = policy.predict(question.observation, question.request)
@@ -160,9 +153,9 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self._ask = ask
         self._output, self._reports = CommandOutput(self, robot, config), Reports(self, robot, config)
         self._runner = self._new_runner()
-        self._inputs = Inputs(self, qualities, self._governor, self._observe)
-        self._inputs.subscribe(contract, robot, config)
-        self._goals = GoalInputs(self, GoalInbox(contract, config.goals.video_rate_hz), config, self._follow)
+        self._inputs = Inputs(self, qualities, Intake(contract, robot, config, self._governor, self._observe))
+        inbox = GoalInbox(contract, config.goals.video_rate_hz)
+        self._goals = GoalInputs(self, GoalIntake(inbox, config, self._follow))
         self._runner.warm_up(config.warm_up_calls)
         self._latest = None
         self._reports.status("inactive")
@@ -177,6 +170,10 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self._runner = self._new_runner()
         self._runner.set_goal(self._told) if self._told else self._runner.reset("activated")
         self._rested = 0
+        if self._config.starts == "at_once":
+            self._begin_run("activated anew", now)
+        else:
+            self._governed.paused = NO_RUN
         self._output.open()
         self._runner.start()
 
@@ -189,6 +186,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         if output is not None:
             output.stop()
             self._governor.deactivate()
+            self._tell_end(self._runs.end("cancelled", "deactivated", time.monotonic()))
         if runner is not None:
             runner.stop(STOP_S)
 
@@ -211,21 +209,39 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self._told = told
         if self._runner is not None:
             self._runner.set_goal(told)
-            self._governed.paused = ""
+            if self._config.starts == "at_once" and self._state_label() == "active":
+                self._begin_run("another goal was told", time.monotonic())
 
     def _clock_jumped(self, jump: Any) -> None:
         if self._runner is not None:
             self._runner.reset("the ROS clock jumped")
 
     def _on_run(self, request: Any, response: Any) -> Any:
-        """true: go on (with the goal last told); false: come to rest and stay there."""
-        if self._runner is None:
-            response.success, response.message = False, "not configured"
+        """true: begin a run (with the goal last told), to be followed on ~/run/feedback; false: come to rest and stay there."""
+        now = time.monotonic()
+        if self._runner is None or (request.data and not self._governor.state(now)["active"]):
+            response.success, response.message = False, "not active; activate the node first"
             return response
-        self._governed.paused = "" if request.data else CANCELLED
         self._runner.reset("told to run" if request.data else CANCELLED)
-        response.success, response.message = True, "running" if request.data else CANCELLED
+        if request.data:
+            self._begin_run("another run was begun", now)
+        else:
+            self._governed.paused = CANCELLED
+            self._tell_end(self._runs.end("cancelled", CANCELLED, now))
+        response.success, response.message = True, f"run {self._runs.run.number}" if self._runs.run else CANCELLED
         return response
+
+    def _begin_run(self, why_ended: str, now: float) -> None:
+        self._tell_end(self._runs.begin(now, why_ended))
+        self._governed.paused = ""
+
+    def _tell_end(self, ended: Run | None) -> None:
+        """After a run the robot rests until the next one, where runs are asked for."""
+        if ended is None or self._output is None:
+            return
+        if self._config.starts == "asked":
+            self._governed.paused = ended.why
+        self._reports.run(ended)
 
     def _on_reset_estop(self, request: Any, response: Any) -> Any:
         """Clears the latch when its source says released. The node must be activated again as well."""
@@ -271,6 +287,16 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         if now - self._reported_s >= REPORT_S or said != self._said:
             self._report(label, outcome, why, now)
             self._reported_s, self._said = now, said
+        self._tell_end(
+            self._runs.watch(
+                now,
+                may_move=label == "active" and self._governor.state(now)["active"],
+                has_arrived=self._control.executor.has_arrived,
+                why=why,
+            )
+        )
+        if self._runs.is_feedback_due(now) and self._runs.run is not None:
+            self._reports.run(self._runs.run, outcome, why)
         if self._latest is not None and self._latest is not self._planned:
             self._planned = self._latest
             self._reports.plan(*self._latest, moves=outcome in ("pass", "clamp"))
@@ -290,9 +316,10 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         values |= self._runner.diagnostics()
         values |= {"governor": self._governor.state(now), "sent": self._output.sent}
         values |= {
-            "received": dict(self._inputs.received),
-            "input_faults": dict(self._inputs.faults),
-            "goal_fault": self._goals.fault,
+            "received": dict(self._inputs.intake.received),
+            "input_faults": dict(self._inputs.intake.faults),
+            "goal_fault": self._goals.intake.fault,
+            "run": f"{self._runs.run.number}: {self._runs.run.state}" if self._runs.run else "none",
         }
         level = {"pass": "ok", "clamp": "ok", "inactive": "ok", "stop": "warn", "reject": "warn"}.get(outcome, "error")
         self._reports.diagnose(level, why or outcome, values)

@@ -76,6 +76,8 @@ class Session:
         self.rig.fault("stamp 0")
         self.rig.beating = True
         self.rig.press_estop(False)
+        if "guard" in self.rig.processes:  # a machine that stalls trips it
+            self.rig.trigger("/guard/reset")
         time.sleep(0.3)
         self.rig.trigger("/policy/reset_estop")
         self.rig.trigger("/policy/reset_fault")

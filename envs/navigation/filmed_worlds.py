@@ -17,7 +17,7 @@ from kineflow.contracts import KineflowError
 class Worlds(Protocol):
     """A dataclass that says how worlds are filmed, and which: `worlds` of them from number `first_world` on."""
 
-    __dataclass_fields__: Any
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def first_world(self) -> int: ...
@@ -36,7 +36,7 @@ def film_folder(
     Raises:
         KineflowError: the folder holds worlds that were filmed otherwise.
     """
-    how = {name: value for name, value in asdict(config).items() if name not in ("first_world", "worlds")}  # type: ignore[call-overload]
+    how = {name: value for name, value in asdict(config).items() if name not in ("first_world", "worlds")}
     described, note = json.dumps(how, sort_keys=True), folder / "filmed.json"
     folder.mkdir(parents=True, exist_ok=True)
     if note.exists() and note.read_text() != described:
@@ -52,7 +52,7 @@ def film_folder(
                 continue
             draft = file.with_suffix(".draft")
             with draft.open("wb") as out:
-                np.savez_compressed(out, **arrays)
+                np.savez_compressed(out, allow_pickle=False, **arrays)
             os.replace(draft, file)
         files.append(file)
     progress(config.worlds, config.worlds)

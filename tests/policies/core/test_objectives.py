@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -241,6 +241,28 @@ def test_sampling_is_what_is_configured(kind: type[FlowMatching] | type[Diffusio
     assert torch.equal(sampled(objective), by_hand)
     for name, other in {"diffusion": 1.0, "grid": TimeGrid(), "guidance_interval": (-2.0, math.inf), "clip": 0.7}.items():
         assert not torch.equal(sampled(dataclasses.replace(objective, **{name: other})), by_hand), name  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [FlowMatching, Diffusion])
+def test_temperature_scales_the_noise_that_a_chunk_begins_with(kind: type[FlowMatching] | type[Diffusion]) -> None:
+    """A linear field keeps the scale: with exactly predicted data N(0, 1) chunks have the temperature as their deviation."""
+
+    def sampled(temperature: float, **settings: Any) -> torch.Tensor:
+        objective = kind(prediction="sample", steps=40, temperature=temperature, clip=math.inf, **settings)
+
+        def head(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+            point = objective.path.at(t[:, None, None])
+            return x * point.alpha / (point.alpha**2 + point.sigma**2)
+
+        return objective.sample(head, RowNoise(np.arange(50), (4, 2), DOUBLE), None)
+
+    for temperature in (0.0, 0.3):
+        torch.testing.assert_close(sampled(temperature), temperature * sampled(1.0))
+    assert sampled(1.0).std() > 0.9
+    assert kind(temperature=0.3).sampler_spec().temperature == 0.3
+    for wrong in ({"temperature": -0.1}, {"temperature": math.inf}, {"temperature": 0.5, "solver": "sde"}):
+        with pytest.raises(KineflowError, match="temperature is"):
+            kind(**wrong)  # type: ignore[arg-type]
 
 
 def test_the_diagonal_of_a_flow_map_is_sampled_as_configured() -> None:

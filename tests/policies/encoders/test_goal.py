@@ -266,7 +266,7 @@ def test_some_rows_are_told_that_they_rest() -> None:
     assert torch.equal(told[..., body], observed.state[..., body])
     assert torch.equal(told[~rests], observed.state[~rests])
     assert encoder.eval()._at_rest(observed) is observed
-    with pytest.raises(KineflowError, match="state_dropout is 1[.]5"):
+    with pytest.raises(KineflowError, match=r"state_dropout is 1[.]5"):
         replace(SMALL, state_dropout=1.5)
 
 
