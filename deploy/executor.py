@@ -40,6 +40,8 @@ from kineflow.deploy.roll_forward import RollForward
 from kineflow.policies.deadline import LatencyTable
 from kineflow.policies.noise_seed import noise_seed
 
+NO_GOAL, ARRIVED = "no goal", "arrived"
+AT_REST = (NO_GOAL, ARRIVED)
 _COUNTED = ("questions", "chunks", "starved", "stops", "late chunk", "failed answers", "lost answers", "answers too late")
 
 
@@ -155,7 +157,7 @@ class Executor:
 
     def _intent(self, action: np.ndarray | None, reason: str, index: int) -> Intent:
         self._said = reason
-        return Intent(action, reason, self.observations.heard_s, self._epoch, index)
+        return Intent(action, reason, self.observations.heard_s, self._epoch, index, rests=reason in AT_REST)
 
     def answer(self, question: Question, chunk: ActionChunk, now_s: float) -> str:
         """The policy's answer; why it was thrown away, or "". It is executed from the next boundary on."""
@@ -238,9 +240,9 @@ class Executor:
         if self._failures >= self.config.max_failures:
             return f"fault: the policy failed {self._failures} times in a row ({self._failed})"
         if self.contract.interface.goals and self._told is None:
-            return "no goal"
+            return NO_GOAL
         if self.has_arrived:
-            return "arrived"
+            return ARRIVED
         return self.observations.silence(now_s)
 
     @property

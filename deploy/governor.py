@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # robots import this file with NumPy alone
     from jaxtyping import Float, UInt16
 
 Outcome = Literal["pass", "clamp", "reject", "stop", "estop"]
+Health = Literal["follows", "rests", "waits", "fault"]
 SAME = 1e-6  # a command this close to the intent, in SI units, is the intent
 BASE_AXES = ("vx", "vy", "vz")
 
@@ -43,7 +44,8 @@ class Intent:
     """What the executor wants now: one command `[A]` in physical units of the profile's axes, or none and why.
 
     `observed_s` is when the newest observation was received (monotonic clock): the governor's watchdog. Its default is
-    "never", so that an executor that forgets it does not move.
+    "never", so that an executor that forgets it does not move. `rests`: nothing is wanted on purpose (no goal, arrived, held by
+    a person).
     """
 
     action: Float[np.ndarray, "A"] | None
@@ -51,6 +53,7 @@ class Intent:
     observed_s: float = -math.inf
     chunk_epoch: int = 0
     chunk_index: int = 0
+    rests: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Command:
     used ("reject") or is missing or must not be followed ("stop"), or the immediate zero of the e-stop ("estop").
     `braking`: this tick brakes at the limit of deceleration at once; only here, in the tick after, and in an e-stop is jerk
     not bounded. `raw` is the intent's action.
+    `health`, for bodies with a failsafe of their own: the intent is followed, as far as the limits and obstacles let it
+    ("follows"); rest is wanted ("rests"); there is no plan just now ("waits"); or the robot must not move ("fault").
     """
 
     values: Float[np.ndarray, "A"]
@@ -68,6 +73,7 @@ class Command:
     reasons: tuple[str, ...] = ()
     raw: Float[np.ndarray, "A"] | None = None
     braking: bool = False
+    health: Health = "fault"
 
 
 class Governor:
@@ -273,18 +279,19 @@ class Governor:
                     if i >= 0:
                         target[i] *= factor
         if too_close := self._step(target, dt, now_s):
-            return self._publish(intent, "stop", (too_close,), braking=True)
+            return self._publish(intent, "stop", (too_close,), braking=True, health="follows")
         if any(abs(ramp.value[i] - target[i]) > SAME for i in ramp.axes):
             reasons.append("rate")
-        return self._publish(intent, "clamp" if reasons else "pass", tuple(reasons))
+        return self._publish(intent, "clamp" if reasons else "pass", tuple(reasons), health="follows")
 
     def _rest(self, intent: Intent, outcome: Outcome, reason: str, dt: float, now_s: float) -> Command:
         """Ramp to zero; positions brake and hold."""
+        health: Health = "fault" if outcome == "reject" else "rests" if intent.rests else "waits"
         if self.profile.kind == "position":
             self._ramp.brake(dt)
-            return self._publish(intent, outcome, (reason,), braking=True)
+            return self._publish(intent, outcome, (reason,), True, health)
         too_close = self._step([0.0] * self.profile.command.size, dt, now_s)
-        return self._publish(intent, outcome, (reason, too_close) if too_close else (reason,), braking=bool(too_close))
+        return self._publish(intent, outcome, (reason, too_close) if too_close else (reason,), bool(too_close), health)
 
     def _step(self, target: list[float], dt: float, now_s: float) -> str:
         """An ordinary tick; where the body could then not stop in time any more, a braking one: why, or ""."""
@@ -341,12 +348,14 @@ class Governor:
             return "pose not known"
         return ""
 
-    def _publish(self, intent: Intent, outcome: Outcome, reasons: tuple[str, ...], braking: bool = False) -> Command:
+    def _publish(
+        self, intent: Intent, outcome: Outcome, reasons: tuple[str, ...], braking: bool = False, health: Health = "fault"
+    ) -> Command:
         self._counts[outcome] += 1
         for reason in reasons:
             self._reasons[reason] += 1
         values = np.array(self._ramp.value)
-        return Command(values, outcome, reasons, intent.action, braking)
+        return Command(values, outcome, reasons, intent.action, braking, health)
 
     def state(self, now_s: float) -> dict[str, Any]:
         """For diagnostics: plain values only."""

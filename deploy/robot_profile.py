@@ -11,11 +11,18 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kineflow.deploy.adapters.settings import G1Settings, JointSettings, MavlinkSettings, PathSettings, Px4Settings
 from kineflow.interface import KineflowError
 
 Kind = Literal["velocity", "position"]
 SafeState = Literal["stop", "hover", "hold", "stand"]
 Adapter = Literal["twist", "twist_stamped", "g1", "mavlink", "px4", "joint_trajectory", "path"]
+_SETTINGS = ("g1", "mavlink", "px4", "joint_trajectory", "path")  # adapters that have some
+_AXES = {  # of a command of velocities that each adapter can carry; joint_trajectory carries positions
+    **dict.fromkeys(("twist", "twist_stamped"), ("vx", "vy", "vz", "roll_rate", "pitch_rate", "yaw_rate")),
+    **dict.fromkeys(("mavlink", "px4"), ("vx", "vy", "vz", "yaw_rate")),
+    **dict.fromkeys(("g1", "path"), ("vx", "vy", "yaw_rate")),
+}
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,11 @@ class RobotProfile:
     chunk: ChunkChecks = field(default_factory=ChunkChecks)
     keep_out: KeepOut | None = None
     geofence: Geofence | None = None
+    g1: G1Settings | None = None
+    mavlink: MavlinkSettings | None = None
+    px4: Px4Settings | None = None
+    joint_trajectory: JointSettings | None = None
+    path: PathSettings | None = None
 
     def __post_init__(self) -> None:
         if not (self.rate_hz > 0 and self.footprint_radius_m >= 0):
@@ -165,6 +177,7 @@ class RobotProfile:
                 f"robot '{self.name}': keep_out, geofence and direction 'common' are about a moving base; leave them out"
             )
         _check_limits(self.name, self.kind, self.command, self.limits)
+        self._check_adapter()
         if self.keep_out:
             slow = min(
                 (d for n, d in zip(self.command.names, self.limits.deceleration) if n in ("vx", "vy", "vz")), default=math.inf
@@ -173,6 +186,21 @@ class RobotProfile:
                 raise KineflowError(
                     f"robot '{self.name}': keep_out.deceleration {self.keep_out.deceleration:g} is more than limits.deceleration "
                     f"{slow:g}; the body would not stop in time"
+                )
+
+    def _check_adapter(self) -> None:
+        if wrong := [name for name in _SETTINGS if name != self.adapter and getattr(self, name) is not None]:
+            raise KineflowError(f"robot '{self.name}' has adapter '{self.adapter}' and settings of {wrong}; leave those out")
+        if (self.adapter == "joint_trajectory") != (self.kind == "position"):
+            raise KineflowError(
+                f"robot '{self.name}': adapter '{self.adapter}' does not carry commands of kind {self.kind}; joint_trajectory "
+                "carries positions, the others velocities"
+            )
+        for axis, low, high in zip(self.command.names, self.limits.low, self.limits.high):
+            if self.kind == "velocity" and axis not in _AXES[self.adapter] and (low, high) != (0, 0):
+                raise KineflowError(
+                    f"robot '{self.name}': adapter '{self.adapter}' does not carry '{axis}' but {_AXES[self.adapter]}; bound "
+                    "it by 0, or choose another adapter"
                 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from kineflow import cli_serve
 from kineflow.cli_verb import add_verb, show
 
 
@@ -14,6 +15,7 @@ def add(verbs: Any) -> None:
         required=True, metavar="WHAT"
     )
     _add_simulate(whats)
+    cli_serve.add(whats)
 
 
 def _add_simulate(whats: Any) -> None:
@@ -24,7 +26,9 @@ def _add_simulate(whats: Any) -> None:
         "drive an environment through the robot's executor, in virtual time with latencies; executor fields can follow",
         overrides=True,
     )
-    simulate.add_argument("policy", help="run, checkpoint, composed or exported folder, kineflow://NAME or hub name")
+    simulate.add_argument(
+        "policy", help="run, checkpoint, composed or exported folder, kineflow://NAME, hub name or ws://HOST:PORT"
+    )
     simulate.add_argument("--config", default="eval/pusht", help="evaluation config: which environment (default eval/pusht)")
     simulate.add_argument("--executor", default="deploy/rtc", help="how chunks are executed (default deploy/rtc)")
     simulate.add_argument("--profile", help="robot whose governor has the last word, such as robots/wheeled (default none)")

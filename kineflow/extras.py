@@ -21,6 +21,7 @@ EXTRA_OF = {
     **dict.fromkeys(("mcap", "rosbags", "lz4", "zstandard"), "ros"),
     "obstore": "remote",
     "icechunk": "versioned",
+    **dict.fromkeys(("websockets", "msgpack"), "serve"),
     "ray": "scale",
 }
 

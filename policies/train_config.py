@@ -34,6 +34,7 @@ class TrainConfig:
     symmetry: AffineSymmetry | None = None
     mask_padding: bool = False  # True: actions after the end of an episode do not count in the loss
     validation_fraction: float = 0.05
+    validation_block: int = 1  # so many neighbouring episodes are held out together: those of one world, say
     validate_every: int = 500
     checkpoint_every: int = 2_000
     log_every: int = 50

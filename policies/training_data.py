@@ -43,7 +43,8 @@ class TrainingData:
         policy = config.policy
         interface = narrowed(interface_of_windows(store, config.resample), policy.features, policy.cameras, policy.goals)
         chosen, held_out = (
-            split.tolist() for split in split_episodes(store.num_episodes, config.validation_fraction, config.seed)
+            split.tolist()
+            for split in split_episodes(store.num_episodes, config.validation_fraction, config.seed, config.validation_block)
         )
         read = (*policy.features, *policy.privileged, *stop_feature(policy, store.interface))
         looker = Looker.of(policy.encoder) if isinstance(policy.encoder, GoalVision | GoalFusion) else None

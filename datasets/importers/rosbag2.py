@@ -105,6 +105,19 @@ def open_rosbag2(path: Path, options: ImportOptions) -> Source:
     return open_logs("rosbag2", path, logs, options)
 
 
+def open_log(path: Path) -> McapLog | Db3Log | BagLog:
+    """One recording: a bag folder, a .db3 or an .mcap file; its messages as they were written.
+
+    Raises:
+        KineflowError: no bag there, or one compressed as a whole.
+    """
+    if path.is_file():
+        return _log(path, "")
+    if path.is_dir() and _is_bag(path):
+        return _bag(path)
+    raise KineflowError(f"{path} is no recording; give an .mcap or .db3 file, or the folder of a rosbag2")
+
+
 def _is_bag(folder: Path) -> bool:
     return (folder / "metadata.yaml").is_file() or any(file.suffix in _SUFFIXES for file in folder.iterdir())
 

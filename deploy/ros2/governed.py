@@ -17,7 +17,7 @@ class Governed:
 
     def govern(self, intent: Intent, now_s: float) -> Command:
         if self.paused:
-            intent = replace(intent, action=None, reason=self.paused)
+            intent = replace(intent, action=None, reason=self.paused, rests=True)
         return self.governor.govern(intent, now_s)
 
     def check_chunk(self, actions: np.ndarray, stamp_s: float, now_s: float) -> str:

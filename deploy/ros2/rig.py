@@ -31,7 +31,7 @@ from kineflow.interface import KineflowError
 
 START_S = 40.0  # a machine under load starts Python slowly
 LONGEST_S = 600.0  # of any process
-PRIORITY = -10  # of the rig's processes where permitted: a test is about the node, not about its neighbours
+PRIORITY = -15  # of the rig's processes where permitted: a test is about the node, not about its neighbours
 _TRANSITIONS = {
     "configure": (1, "inactive"),
     "cleanup": (2, "unconfigured"),
@@ -104,8 +104,7 @@ class Rig:
         from kineflow.deploy.ros2.qos import Quality, profile
 
         os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-        self._priority = os.getpriority(os.PRIO_PROCESS, 0)
-        _hurry()  # before its threads begin, which inherit it
+        hurry(PRIORITY)  # before its threads begin, which inherit it
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=self.domain)
         self.node = Node("observer", context=self.context)
@@ -136,8 +135,7 @@ class Rig:
             thread.join(2.0)
         self.node.destroy_node()
         rclpy.try_shutdown(context=self.context)
-        with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, self._priority)
+        hurry(0)
         if error is not None:
             print(f"logs of the rig's processes: {self.folder}", file=sys.stderr)
 
@@ -329,12 +327,15 @@ def wait_for(condition: Callable[[], bool], within_s: float, every_s: float = 0.
 def _die_with_parent() -> None:
     """In the child: Linux kills it when the rig's process is gone, however that ended."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    _hurry()
+    hurry(PRIORITY)
 
 
-def _hurry() -> None:
-    with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
+def hurry(nice: int) -> None:
+    """This process' priority, and that of its session, by which Linux shares the processor first where autogroups are on."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(nice))
 
 
 def _kill_session(process: subprocess.Popen[bytes]) -> None:

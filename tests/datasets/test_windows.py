@@ -200,6 +200,17 @@ def test_split_is_a_partition(num: int, fraction: float, seed: int) -> None:
     assert (len(validation) > 0) == (fraction > 0)
 
 
+@settings(max_examples=100, deadline=None)
+@given(num=st.integers(18, 300), block=st.integers(1, 9), fraction=st.floats(0.01, 0.9), seed=st.integers(0, 100))
+def test_neighbours_are_held_out_together(num: int, block: int, fraction: float, seed: int) -> None:
+    train, validation = split_episodes(num, fraction, seed, block)
+    assert sorted([*train, *validation]) == list(range(num))
+    assert len(train)
+    assert len(validation)
+    assert not {i // block for i in train} & {i // block for i in validation}
+    assert abs(len(validation) - num * fraction) <= 2 * block
+
+
 def test_split_depends_on_the_seed() -> None:
     splits = {tuple(split_episodes(206, 0.1, seed)[1]) for seed in range(5)}
     assert len(splits) == 5
@@ -211,3 +222,7 @@ def test_split_depends_on_the_seed() -> None:
 def test_impossible_splits_are_refused(num: int, fraction: float) -> None:
     with pytest.raises(KineflowError, match="cannot hold out"):
         split_episodes(num, fraction, 0)
+    with pytest.raises(KineflowError, match="cannot hold out"):
+        split_episodes(9, 0.5, 0, block=9)
+    with pytest.raises(KineflowError, match="blocks of 0"):
+        split_episodes(9, 0.5, 0, block=0)

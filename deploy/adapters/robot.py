@@ -1,0 +1,65 @@
+"""A robot that takes governed commands; which one a profile means stands in `open_robot` and `deploy/ros2/robots.py`.
+
+    twist, twist_stamped, px4, joint_trajectory, path    topics: deploy/ros2/robots.py
+    mavlink                                              MAVLink over UDP: deploy/adapters/mavlink.py
+    g1                                                   Unitree's locomotion service: deploy/adapters/g1.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from kineflow.deploy.governor import Command
+from kineflow.deploy.robot_profile import RobotProfile
+from kineflow.interface import KineflowError
+
+if TYPE_CHECKING:  # robots import this file with NumPy alone
+    from jaxtyping import Float
+
+NATIVE = ("mavlink", "g1")  # without ROS
+
+
+class Robot(Protocol):
+    """Every call but `close` comes from the output thread, or while that one is stopped. Times are monotonic seconds."""
+
+    def send(self, command: Command, now_s: float) -> None:
+        """One governed command, at the robot's rate. Does not wait for an answer."""
+
+    def stop(self, now_s: float) -> None:
+        """The last word: come to rest. What the body does then is its profile's safe state."""
+
+    def waits(self, now_s: float) -> str:
+        """Why it does not take motion now (another mode, not armed, not heard), or "". The governor then rests, so that motion
+        begins at rest when it does."""
+
+    def state(self, now_s: float) -> dict[str, Any]:
+        """For diagnostics: plain values only."""
+
+    def close(self) -> None:
+        """Let go of sockets, threads and topics; says nothing."""
+
+
+def open_robot(profile: RobotProfile) -> Robot:
+    """The robot of a profile whose adapter needs no ROS.
+
+    Raises:
+        KineflowError: the adapter is one of topics; the SDK is not installed; the address cannot be used.
+    """
+    if profile.adapter == "mavlink":
+        from kineflow.deploy.adapters.mavlink import Mavlink
+
+        return Mavlink(profile)
+    if profile.adapter == "g1":
+        from kineflow.deploy.adapters.g1 import G1
+
+        return G1.open(profile)
+    raise KineflowError(f"robot '{profile.name}' has adapter '{profile.adapter}', which is topics: run it by the ROS 2 node")
+
+
+def axes(names: Sequence[str], values: Float[np.ndarray, "A"], wanted: Sequence[str]) -> tuple[float, ...]:
+    """Values of the named axes, 0 for those that the command lacks."""
+    of = dict(zip(names, values.tolist()))
+    return tuple(float(of.get(name, 0.0)) for name in wanted)
