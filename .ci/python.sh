@@ -20,4 +20,5 @@ install() {
 install --editable ".[$extras]"
 # What the tests use of torchcfm needs torch, NumPy and POT; the packages it asks for are for its examples (plots, Lightning).
 # Of robomimic they use the reader of its files: torch, h5py and termcolor; the rest it asks for is simulators and logging.
-if [[ ",$extras," == *,parity,* ]]; then install --no-deps torchcfm robomimic termcolor; fi
+# openpi-client asks for an older NumPy than it needs; its websocket client uses msgpack, websockets, typing_extensions alone.
+if [[ ",$extras," == *,parity,* ]]; then install --no-deps torchcfm robomimic termcolor openpi-client; fi

@@ -5,10 +5,10 @@
     client.tell({"video": clip}, clip_rate_hz=5.0)                  the server keeps the goal and follows its clip
     answer = client.act(observation, request, executed=4)           4 actions were carried out since it was told
 
-It connects when it is first needed and again whenever the connection is lost, with growing pauses, and tells the goal again, from
-where in its clip it was. No call takes longer than its timeout; the server is told how long an answer is waited for and drops what
-comes too late. Two kinds of failure: `NoAnswer` is weather (lost, late, overloaded), ask again; a `KineflowError` is a mistake
-(token, version, contract, a question that does not fit), which asking again does not mend.
+It connects when it is first needed and again whenever the connection is lost, with growing pauses, and tells the goal again,
+from where in its clip it was. No call takes longer than its timeout; the server is told how long an answer is waited for and
+drops what comes too late. Two kinds of failure: `NoAnswer` is weather (lost, late, overloaded), ask again; a `KineflowError` is a
+mistake (token, version, contract, a question that does not fit), which asking again does not mend.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class PolicyClient:
         *,
         timeout_s: float | None = None,
     ) -> None:
-        """The goal of the questions to come, by name as in the contract: uint8 frames (a clip: all of it), a pose, a point, words.
+        """The goal of the questions to come, by name as in the contract: uint8 frames (of a clip all), a pose, a point; or words.
         `stop`: arrived, when so many answers in a row give at least that stop probability.
 
         Raises: as `act`. The goal is remembered even where there is NoAnswer: it is told with the next question.
@@ -226,7 +226,8 @@ class PolicyClient:
         data = pack(message(kind, self._number, epoch=self._epoch, **fields))
         if len(data) > self._limit:
             raise ServerRefusedError(
-                f"a message of {len(data)} bytes, the server takes {self._limit}; send smaller pictures, or raise max_message_mb there"
+                f"a message of {len(data)} bytes, the server takes {self._limit}; send smaller pictures, or raise max_message_mb "
+                "there"
             )
         try:
             self._socket.send(data)

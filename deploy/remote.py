@@ -83,7 +83,7 @@ class RemotePolicy:
 
 
 class RemoteTold:
-    """The goal of the questions, kept by the server (`kineflow.deploy.asking.FollowsGoal`): here only how much was carried out since."""
+    """The goal of the questions, kept by the server (`kineflow.deploy.asking.FollowsGoal`); here what was carried out."""
 
     instruction = ""  # the server has it
 
@@ -99,7 +99,9 @@ class RemoteTold:
 
     def asked(self, observation: Observation, request: SamplingRequest) -> ActionChunk:
         if len(observation.state) != 1:
-            raise KineflowError("a server that keeps the goal answers one row at a time; use another mode than bid, or send the goal")
+            raise KineflowError(
+                "a server that keeps the goal answers one row at a time; use another mode than bid, or send the goal"
+            )
         answer = self._client.act(replace(observation, instruction=()), request, executed=self._executed)
         self._newest = answer.has_arrived
         return answer.chunk

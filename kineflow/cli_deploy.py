@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from kineflow import cli_serve
+from kineflow import cli_replay, cli_serve
 from kineflow.cli_verb import add_verb, show
 
 
@@ -15,6 +15,7 @@ def add(verbs: Any) -> None:
         required=True, metavar="WHAT"
     )
     _add_simulate(whats)
+    cli_replay.add(whats)
     cli_serve.add(whats)
 
 

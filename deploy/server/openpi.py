@@ -129,13 +129,17 @@ class OpenpiSession:
         inner = nested if isinstance(nested, dict) else {}
         found = _first({**data, **inner}, list(_camera_names(name, alone=len(cameras) == 1)))
         if found is None:
-            raise ContractError(f"camera '{name}': the policy needs it, the observation has {_names({**data, **inner})}; rename it")
+            raise ContractError(
+                f"camera '{name}': the policy needs it, the observation has {_names({**data, **inner})}; rename it"
+            )
         expected = cameras[name].frame_shape
         picture = np.asarray(found)
         if picture.shape == (3, *expected[:2]) and picture.shape != expected:
             picture = np.moveaxis(picture, 0, -1)
         if picture.shape != expected or picture.dtype != np.uint8:
-            raise ContractError(f"camera '{name}' is {picture.dtype} {picture.shape}, the policy needs uint8 {expected}; resize it")
+            raise ContractError(
+                f"camera '{name}' is {picture.dtype} {picture.shape}, the policy needs uint8 {expected}; resize it"
+            )
         return picture
 
 

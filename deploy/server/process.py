@@ -1,4 +1,4 @@
-"""`kineflow deploy serve`: the policy server as a process. SIGTERM or SIGINT: answers what is in work, exits 0; again: at once."""
+"""`kineflow deploy serve`: the policy server as a process. SIGTERM or SIGINT: answers what is in work, exits 0; twice: now."""
 
 from __future__ import annotations
 

@@ -50,12 +50,14 @@ class Speaks(Protocol):
 
 
 class PolicyServer:
-    """Serves what `load` gives; `name` is told to clients. `load` runs in the inference thread, while the port already answers."""
+    """Serves what `load` gives, which runs in the inference thread while the port already answers; `name` is told to clients."""
 
     def __init__(self, load: Callable[[], Served], config: ServerConfig, token: str, name: str = "policy") -> None:
         """Raises KineflowError for a token that is too short to be one."""
         if len(token) < SHORTEST_TOKEN:
-            raise KineflowError(f"the token has {len(token)} characters; it needs at least {SHORTEST_TOKEN}, from a random source")
+            raise KineflowError(
+                f"the token has {len(token)} characters; it needs at least {SHORTEST_TOKEN}, from a random source"
+            )
         self.config, self._load, self._name = config, load, name
         self._token = _digest(token)
         self._sessions: set[Speaks] = set()
@@ -190,7 +192,7 @@ class PolicyServer:
         }
 
     async def _talk(self, connection: Any) -> None:
-        assert self._served is not None and connection.request is not None
+        assert self._served is not None
         ours = PROTOCOL_HEADER in connection.request.headers
         made = (self._served, self._batcher, self.config)
         session: Speaks = Session(*made) if ours else OpenpiSession(*made)
@@ -268,4 +270,3 @@ async def _first(*waiting: Any) -> None:
 
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
-

@@ -1,4 +1,4 @@
-"""One client of the policy server: the goal that it told, where it is in its clip, its epoch. Of the protocol of deploy/messages.py.
+"""One client of the policy server, of the protocol of deploy/messages.py: its goal, where it is in its clip, its epoch.
 
 Questions come with their goal, or with `told: true` after `tell`: then a clip is sent once, looked at once by the policy's
 backbone, and followed here, as `kineflow.policies.told.Told` does on a robot. Nothing of it is shared between clients.
@@ -150,7 +150,9 @@ class Session:
         if self._told is None:
             raise RefusedError("not told", "no goal was told on this connection; tell it first")
         if len(observation.state) != 1 or observation.goal or observation.instruction:
-            raise ContractError("a question about the told goal has one row and no goal of its own; send the goal with the question")
+            raise ContractError(
+                "a question about the told goal has one row and no goal of its own; send the goal with the question"
+            )
         # Counted since the goal was told, so a question that is asked again counts nothing twice.
         for _ in range(executed - self._executed):
             self._told.executed()
