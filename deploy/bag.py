@@ -21,24 +21,24 @@ _REORDER_NS = 2_000_000_000  # recorders write nearly in order of receipt
 
 @dataclass(frozen=True)
 class TopicFacts:
-    """One topic: its type, how many messages, and when the first and the last were received (s since the epoch)."""
+    """One topic: its type, how many messages, and when the first and the last were received (ns since the epoch)."""
 
     type: str
     count: int
-    first_s: float
-    last_s: float
+    first_ns: int
+    last_ns: int
 
     @property
     def rate_hz(self) -> float:
-        span = self.last_s - self.first_s
+        span = 1e-9 * (self.last_ns - self.first_ns)
         return (self.count - 1) / span if span > 0 else 0.0
 
 
 class Received(NamedTuple):
-    """One message. `log_s`: when the recorder received it, by its own clock; `data`: its bytes."""
+    """One message. `log_ns`: when the recorder received it, by its own clock; `data`: its bytes."""
 
     topic: str
-    log_s: float
+    log_ns: int
     message: Any
     data: bytes
 
@@ -75,21 +75,21 @@ class Bag:
                     found[name].append(_received(raw, f"{path}, topic {name}, message {count}"))
         except KineflowError as error:
             raise KineflowError(f"{error}. Read until then: {_summary(spans)}") from error
-        facts = {name: TopicFacts(kinds[name], n, 1e-9 * first, 1e-9 * last) for name, (n, first, last) in spans.items()}
+        facts = {name: TopicFacts(kinds[name], n, first, last) for name, (n, first, last) in spans.items()}
         said = [f"{thing}: {why}" for thing, why in left_out.items() if thing.endswith((": end", ": metadata.yaml"))]
         if not facts:
             raise KineflowError(f"{path} has no messages" + (f" ({'; '.join(said)})" if said else "") + "; record it again")
-        ordered = {name: tuple(sorted(messages, key=lambda message: message.log_s)) for name, messages in found.items()}
+        ordered = {name: tuple(sorted(messages, key=lambda message: message.log_ns)) for name, messages in found.items()}
         damage = f"{path} is not whole: {'; '.join(said)}. Read: {_summary(spans)}" if said else ""
         return cls(path, log, facts, ordered, damage)
 
     @property
-    def first_s(self) -> float:
-        return min(topic.first_s for topic in self.topics.values())
+    def first_ns(self) -> int:
+        return min(topic.first_ns for topic in self.topics.values())
 
     @property
-    def last_s(self) -> float:
-        return max(topic.last_s for topic in self.topics.values())
+    def length_s(self) -> float:
+        return 1e-9 * (max(topic.last_ns for topic in self.topics.values()) - self.first_ns)
 
     def messages(self, topics: Collection[str]) -> Iterator[Received]:
         """Of these topics, in order of receipt.
@@ -115,7 +115,7 @@ class Bag:
 
 
 def _received(raw: LogMessage, what: str) -> Received:
-    return Received(raw.topic.name, 1e-9 * raw.log_ns, decode(raw.topic, raw.data, what), raw.data)
+    return Received(raw.topic.name, raw.log_ns, decode(raw.topic, raw.data, what), raw.data)
 
 
 def _summary(spans: Mapping[str, tuple[int, int, int]]) -> str:

@@ -25,7 +25,7 @@ from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.deploy.ros2.assembly import Assembly, assemble
 from kineflow.deploy.ros2.contract_check import check as check_contract
 from kineflow.deploy.ros2.goals import GoalInbox
-from kineflow.deploy.ros2.intake import GoalIntake, Intake, seconds_of
+from kineflow.deploy.ros2.intake import GoalIntake, Intake
 from kineflow.deploy.ros2.node_config import NodeConfig
 from kineflow.deploy.simulate import Trace, drive, simulated
 
@@ -103,7 +103,7 @@ def replay(
     episode = simulated(player.made.control, player, latency, robot.rate_hz, player.length_s - start_s, start_s)
     trace = drive(episode, ask)
     axes = robot.command.names
-    recorded = _recorded(bag.known[commands] or bag.known[shadow], axes, bag.first_s)
+    recorded = _recorded(bag.known[commands] or bag.known[shadow], axes, bag.first_ns)
     if not bag.known[HEARTBEAT]:
         notes.append(f"no {HEARTBEAT}: activated as soon as every stream was fresh, {start_s:.2f} s after the bag's beginning")
     state = player.made.governor.state(player.length_s)
@@ -135,24 +135,24 @@ class _Player:
         for tap in self.intake.taps:
             self._check(tap.topic, tap.type, tap.name, tap.needed)
             self._takes.setdefault(self._topic(tap.topic), []).append(
-                lambda r, tap=tap: tap.take(r.message, r.log_s, self._when(r.log_s))
+                lambda r, tap=tap: tap.take(r.message, 1e-9 * r.log_ns, self._when(r))
             )
         for goal in goals.taps:
             self._check(goal.topic, goal.type, "goal", False)
             self._takes.setdefault(self._topic(goal.topic), []).append(
-                lambda r, goal=goal: goal.take(r.message, r.data, self._when(r.log_s))
+                lambda r, goal=goal: goal.take(r.message, r.data, self._when(r))
             )
         self._messages = bag.messages(self._takes.keys())
         self._next: Received | None = next(self._messages, None)
         self._told: FollowsGoal | None = None
-        self._beats = _activity(bag.known[HEARTBEAT], bag.first_s)
+        self._beats = _activity(bag.known[HEARTBEAT], bag.first_ns)
         self.activations = 0
         self._now_s = 0.0
         self.is_done = False
 
     @property
     def length_s(self) -> float:
-        return self._bag.last_s - self._bag.first_s
+        return self._bag.length_s
 
     def begin(self) -> float:
         """Deliver what came before the node was active, and activate it: when.
@@ -167,7 +167,7 @@ class _Player:
             return start_s
         observations, governor = self.made.control.executor.observations, self.made.governor
         while self._next is not None:
-            now_s = self._when(self._next.log_s)
+            now_s = self._when(self._next)
             self._deliver(now_s)
             if not observations.silence(now_s) and not governor.state(now_s)["estop_latched"]:
                 self._activate(now_s)
@@ -199,9 +199,9 @@ class _Player:
         """Nor does it end by them."""
 
     def _deliver(self, until_s: float) -> None:
-        while self._next is not None and self._when(self._next.log_s) <= until_s + _SAME_S:
+        while self._next is not None and self._when(self._next) <= until_s + _SAME_S:
             received = self._next
-            self._now_s = self._when(received.log_s)
+            self._now_s = self._when(received)
             for take in self._takes[received.topic]:
                 take(received)
             self._next = next(self._messages, None)
@@ -228,8 +228,8 @@ class _Player:
         self._told, executor = told, self.made.control.executor
         executor.set_goal(told, self._now_s) if told else executor.clear_goal(self._now_s)
 
-    def _when(self, log_s: float) -> float:
-        return log_s - self._bag.first_s
+    def _when(self, received: Received) -> float:
+        return 1e-9 * (received.log_ns - self._bag.first_ns)
 
     def _topic(self, ours: str) -> str:
         return self._names.get(absolute(ours), absolute(ours))
@@ -285,23 +285,28 @@ def _slow(bag: Bag, config: NodeConfig, names: Mapping[str, str]) -> Iterator[st
             yield f"{name}: '{absolute(topic)}' came at {facts.rate_hz:.1f} Hz, expected are {rate_hz:g}: the node would refuse"
 
 
-def _activity(beats: tuple[Received, ...], first_s: float) -> list[tuple[float, bool]]:
+def _activity(beats: tuple[Received, ...], first_ns: int) -> list[tuple[float, bool]]:
     """When the node's state changed, from active (True: its first tick then) to stopped and back."""
     changes: list[tuple[float, bool]] = []
     for beat in beats:
         active = beat.message.frame_id == "active"
         if active != (changes[-1][1] if changes else False):
-            changes.append((max(seconds_of(beat.message.stamp) - first_s, 0.0), active))
+            changes.append((max(_since(beat.message.stamp, first_ns), 0.0), active))
     return changes
 
 
-def _recorded(messages: tuple[Received, ...], axes: tuple[str, ...], first_s: float) -> Recorded | None:
+def _recorded(messages: tuple[Received, ...], axes: tuple[str, ...], first_ns: int) -> Recorded | None:
     """Of Twist or TwistStamped; None for other commands."""
     parts = {"vx": ("linear", "x"), "vy": ("linear", "y"), "vz": ("linear", "z"), "yaw_rate": ("angular", "z")}
     if not messages or not messages[0].message.__msgtype__.endswith(("/Twist", "/TwistStamped")) or set(axes) - set(parts):
         return None
     stamped = hasattr(messages[0].message, "header")
-    times = [seconds_of(m.message.header.stamp) if stamped else m.log_s for m in messages]
+    times = [_since(m.message.header.stamp, first_ns) if stamped else 1e-9 * (m.log_ns - first_ns) for m in messages]
     twists = [m.message.twist if stamped else m.message for m in messages]
     rows = [[getattr(getattr(twist, parts[axis][0]), parts[axis][1]) for axis in axes] for twist in twists]
-    return Recorded(np.array(times) - first_s, np.array(rows, np.float64))
+    return Recorded(np.array(times), np.array(rows, np.float64))
+
+
+def _since(stamp: Any, first_ns: int) -> float:
+    """Seconds, exact to the nanosecond."""
+    return 1e-9 * (int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec) - first_ns)
