@@ -1,8 +1,8 @@
 """From the axes of ROS to those of autopilots: the one place where this is done.
 
-    FLU  x forward, y left, z up     our commands (REP-103), gravity-aligned: x is the heading's, z is against gravity
-    FRD  x forward, y right, z down  the same body in MAVLink's words (BODY_NED, BODY_FRD)
-    NED  x north, y east, z down     the world of PX4 and MAVLink
+FLU  x forward, y left, z up     our commands (REP-103), gravity-aligned: x is the heading's, z is against gravity
+FRD  x forward, y right, z down  the same body in MAVLink's words (BODY_NED, BODY_FRD)
+NED  x north, y east, z down     the world of PX4 and MAVLink
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A robot that takes governed commands; which one a profile means stands in `open_robot` and `deploy/ros2/robots.py`.
 
-    twist, twist_stamped, px4, joint_trajectory, path    topics: deploy/ros2/robots.py
-    mavlink                                              MAVLink over UDP: deploy/adapters/mavlink.py
-    g1                                                   Unitree's locomotion service: deploy/adapters/g1.py
+twist, twist_stamped, px4, joint_trajectory, path    topics: deploy/ros2/robots.py
+mavlink                                              MAVLink over UDP: deploy/adapters/mavlink.py
+g1                                                   Unitree's locomotion service: deploy/adapters/g1.py
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class G1Settings:
             raise KineflowError(f"g1.duration_s is {self.duration_s}; a velocity may last 0.5 s at most, or a dead node walks on")
         if not (self.refresh_hz * self.duration_s >= 2 and self.refresh_hz <= 50):
             raise KineflowError(
-                f"g1.refresh_hz is {self.refresh_hz}; from {2 / self.duration_s:g} (twice in each duration_s {self.duration_s}) to 50"
+                f"g1.refresh_hz is {self.refresh_hz}; from {2 / self.duration_s:g} (twice in each duration_s) to 50"
             )
         if not 0 < self.timeout_s < self.duration_s:
             raise KineflowError(f"g1.timeout_s is {self.timeout_s}; it lies between 0 and duration_s {self.duration_s}")
@@ -46,8 +46,8 @@ class G1Settings:
 class OffboardSettings:
     """How an autopilot is kept informed.
 
-    `heartbeat_hz`: of the proof of life, only while the policy is healthy. `silent_s` after a fault nothing proves life any
-    more. `first_plan_s`: for so long a policy that was at rest may think before it is called unhealthy. `heard_s`: longest
+    `heartbeat_hz`: of the proof of life, only while the policy is healthy; from `silent_s` after a fault on nothing proves
+    life. `first_plan_s`: for so long a policy that was at rest may think before it is called unhealthy. `heard_s`: longest
     silence of the autopilot; then its mode is not known.
     """
 
@@ -60,7 +60,7 @@ class OffboardSettings:
         if not 2 < self.heartbeat_hz <= 50:
             raise KineflowError(f"offboard.heartbeat_hz is {self.heartbeat_hz}; autopilots want more than 2 Hz, 50 is the most")
         if not 0 < self.silent_s <= 0.25:
-            raise KineflowError(f"offboard.silent_s is {self.silent_s}; after a fault 0.25 s of life are the most")
+            raise KineflowError(f"offboard.silent_s is {self.silent_s}; 0.25 s after a fault is the latest")
         if not (self.first_plan_s > 0 and self.heard_s > 0):
             raise KineflowError(f"{self}: first_plan_s and heard_s are positive seconds")
 
