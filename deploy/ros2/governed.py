@@ -20,7 +20,8 @@ class Governed:
         if self.paused:
             intent = replace(intent, action=None, reason=self.paused, rests=True)
         elif why := self.waits(now_s):  # at rest on purpose only if the policy has a plan, or wants rest itself
-            intent = replace(intent, action=None, reason=why, rests=intent.rests or intent.action is not None)
+            has_plan = intent.action is not None and bool(np.isfinite(intent.action).all())
+            intent = replace(intent, action=None, reason=why, rests=intent.rests or has_plan)
         return self.governor.govern(intent, now_s)
 
     def check_chunk(self, actions: np.ndarray, stamp_s: float, now_s: float) -> str:

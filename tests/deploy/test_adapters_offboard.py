@@ -91,6 +91,7 @@ def test_a_robot_that_waits_is_healthy_with_a_policy_that_has_a_plan() -> None:
         return said.health, said.reasons
 
     assert health(np.array([0.3, 0, 0, 0])) == ("rests", ("in mode HOLD",))
+    assert health(np.array([math.nan, 0, 0, 0]))[0] == "waits"
     assert health(None) == ("waits", ("in mode HOLD",))  # a policy that hangs proves no life by not being wanted
     assert health(None, rests=True)[0] == "rests"
     governed.paused = "cancelled"

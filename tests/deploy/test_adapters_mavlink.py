@@ -1,0 +1,159 @@
+"""Promise 19 over MAVLink: governor and adapter in one process, an autopilot in another, UDP between them, faults injected."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kineflow.config import load_config
+from kineflow.deploy.adapters.mavlink import Mavlink
+from kineflow.deploy.adapters.robot import open_robot
+from kineflow.deploy.adapters.settings import MavlinkSettings
+from kineflow.deploy.robot_profile import RobotProfile
+from kineflow.interface import KineflowError
+from tests.deploy.adapter_rig import BUSY_S, DRIVER, AdapterRig, free_port
+
+
+def flight(folder: Path, kind: str) -> AdapterRig:
+    rig, port = AdapterRig(folder), free_port()
+    profile = rig.profile("drone", f"mavlink: {{autopilot: {kind}, address: '127.0.0.1:{port}'}}")
+    rig.start("driver", str(DRIVER), str(profile))
+    module = "kineflow.deploy.adapters.simulated_autopilot"
+    rig.start("autopilot", "-m", module, "--log", str(rig.log), "--companion", f"127.0.0.1:{port}", "--kind", kind)
+    rig.wait_for(lambda: rig.heard(what="heartbeat"))
+    return rig
+
+
+@pytest.fixture(scope="module")
+def px4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterRig]:
+    with flight(tmp_path_factory.mktemp("px4"), "px4") as rig:
+        yield rig
+
+
+def moving(heard: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [h for h in heard if h["what"] == "setpoint" and (any(h["frd"]) or h["yaw_rate"])]
+
+
+def fly(rig: AdapterRig) -> None:
+    """In the mode, armed, at the wanted velocity."""
+    rig.tell("driver", "go")
+    rig.tell("autopilot", "arm")
+    rig.wait_for(lambda: rig.heard(time.monotonic() - 0.2, "setpoint") or rig.processes["autopilot"].args[-1] == "ardupilot", 5)
+    begin = rig.tell("autopilot", "offboard")
+    rig.wait_for(lambda: any(h["frd"][0] > 0.39 for h in moving(rig.heard(begin))), 10)
+
+
+def test_before_the_mode_only_life_is_proved(px4: AdapterRig) -> None:
+    px4.tell("driver", "go")
+    px4.tell("autopilot", "hold")
+    begin = time.monotonic() + 0.3
+    time.sleep(3.3)
+    heard = px4.heard(begin)
+    beats = [h["now_s"] for h in heard if h["what"] == "heartbeat"]
+    assert len(beats) / (beats[-1] - beats[0]) == pytest.approx(20, rel=0.1), "20 Hz"
+    assert moving(heard) == []
+    assert {h["what"] for h in heard} == {"heartbeat", "setpoint"}  # zeros: PX4 wants a stream before it enters OFFBOARD
+
+
+def test_in_the_mode_the_governed_velocity_is_flown_from_rest(px4: AdapterRig) -> None:
+    begin = time.monotonic()
+    fly(px4)
+    flown = [h for h in px4.heard(begin, "setpoint") if h["mode"] == "offboard"]
+    last = flown[-1]
+    assert last["frd"] == pytest.approx([0.4, -0.1, 0.0], abs=0.02)  # forward, right, down of 0.4, 0.1 left
+    assert last["yaw_rate"] == pytest.approx(0.3, abs=0.02)  # wanted -0.3: to the right, which is positive in NED
+    speeds = [h["frd"][0] for h in flown]
+    steps = np.diff([0.0, *speeds])
+    assert steps.max() <= 2.5 * 0.12, "no jump where the pilot switches"
+    assert max(speeds) <= 0.4 + 1e-6
+
+
+def test_leaving_the_mode_ends_the_setpoints(px4: AdapterRig) -> None:
+    fly(px4)
+    begin = px4.tell("autopilot", "hold")
+    time.sleep(1.0)
+    assert moving(px4.heard(begin + 0.1 + BUSY_S)) == []
+    fly(px4)
+    begin = px4.tell("autopilot", "disarm")
+    time.sleep(1.0)
+    assert moving(px4.heard(begin + 0.1 + BUSY_S)) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "after_s"),
+    [("stale", 0.2), ("nan", 0.0), ("think", 0.0)],  # stale: the observation's watchdog runs first
+)
+def test_a_fault_is_told_by_silence(px4: AdapterRig, fault: str, after_s: float) -> None:
+    """Braking, zero, silence within 0.25 s; then the autopilot's own failsafe acts; and health brings life back."""
+    fly(px4)
+    begin = px4.tell("driver", fault) + after_s
+    px4.wait_for(lambda: px4.heard(begin, "failsafe"), 5)
+    time.sleep(0.5)
+    spoken = [h for h in px4.heard(begin) if h["what"] in ("heartbeat", "setpoint")]
+    silent_s = spoken[-1]["now_s"] - begin
+    print(f"promise 19, {fault}: silent after {1e3 * silent_s:.0f} ms")
+    assert silent_s <= 0.25 + BUSY_S
+    last = [h for h in px4.heard(what="setpoint") if h["mode"] == "offboard"][-1]
+    assert not any(last["frd"]), "an autopilot flies its last setpoint until its failsafe: that one is zero"
+    px4.tell("driver", "go")
+    px4.wait_for(lambda: px4.heard(time.monotonic() - 0.1, "heartbeat"), 5)
+
+
+def test_frozen_it_is_silent(px4: AdapterRig) -> None:
+    fly(px4)
+    begin = time.monotonic()
+    px4.processes["driver"].send_signal(signal.SIGSTOP)
+    px4.wait_for(lambda: px4.heard(begin, "failsafe"), 5)
+    thawed = time.monotonic()
+    px4.processes["driver"].send_signal(signal.SIGCONT)
+    time.sleep(1.0)
+    assert moving(px4.heard(thawed + 0.1 + BUSY_S)) == [], "it has heard of HOLD"
+
+
+def test_an_estop_is_told_by_silence(px4: AdapterRig) -> None:
+    fly(px4)
+    begin = px4.tell("driver", "estop")
+    px4.wait_for(lambda: px4.heard(begin, "failsafe"), 5)
+    spoken = [h for h in px4.heard(begin) if h["what"] in ("heartbeat", "setpoint")]
+    assert spoken[-1]["now_s"] - begin <= 0.25 + BUSY_S
+    assert moving(px4.heard(begin + 0.04 + BUSY_S)) == []
+    px4.tell("driver", "stop")
+    assert px4.processes["driver"].wait(10) == 0
+
+
+def test_ardupilot_needs_no_stream_and_hears_nothing_outside_guided(tmp_path: Path) -> None:
+    with flight(tmp_path, "ardupilot") as rig:
+        rig.tell("driver", "go")
+        time.sleep(1.0)
+        assert rig.heard(what="setpoint") == []
+        fly(rig)
+        begin = rig.tell("driver", "stop")
+        assert rig.processes["driver"].wait(10) == 0
+        assert not any(rig.heard(begin, "setpoint")[-1]["frd"]), "the last word is zero"
+
+
+def drone(**changes: Any) -> RobotProfile:
+    profile = load_config(RobotProfile, "robots/drone")
+    return dataclasses.replace(profile, mavlink=MavlinkSettings(**changes))
+
+
+def test_addresses_that_cannot_be_used_are_named() -> None:
+    first = Mavlink(drone(address="127.0.0.1:0"))
+    try:
+        with pytest.raises(KineflowError, match=rf"mavlink.address 127.0.0.1:{first.port} cannot be used"):
+            Mavlink(drone(address=f"127.0.0.1:{first.port}"))
+        assert first.waits(time.monotonic()) == "the autopilot is not heard"
+    finally:
+        first.close()
+
+
+def test_adapters_of_topics_say_so() -> None:
+    with pytest.raises(KineflowError, match="which is topics: run it by the ROS 2 node"):
+        open_robot(load_config(RobotProfile, "robots/wheeled"))
