@@ -109,6 +109,7 @@ class PolicyClient:
         self._contract: PolicyContract | None = None
         self._limit = LONGEST_ANSWER
         self._socket: Any = None
+        self._link = contextlib.ExitStack()  # of that socket
         self._told: _Told | None = None
         self._number = self._epoch = self._failed = self._silent = 0
         self._next_try_s = 0.0
@@ -291,7 +292,7 @@ class PolicyClient:
                 raise NoAnswer("unreachable", f"{self.config.url}: {_in_words(why)}")
             try:
                 self._open(until_s)
-            except (OSError, EOFError, TimeoutError, WireError, *_handshake_failures()) as error:
+            except _failures_to_connect() as error:
                 self._refused(error)
                 why = error
 
@@ -304,7 +305,7 @@ class PolicyClient:
         headers = {"Authorization": f"Bearer {self.config.token}", PROTOCOL_HEADER: str(PROTOCOL)}
         left_s = max(until_s - time.monotonic(), 1e-3)
         # A robot's server is on its own network: no proxy from the environment.
-        opened_socket = connect(
+        link = connect(
             self.config.url,
             additional_headers=headers,
             compression=None,
@@ -316,10 +317,10 @@ class PolicyClient:
             proxy=None,
             user_agent_header=None,
         )
-        self._socket = opened_socket
+        self._socket = self._link.enter_context(link)  # as newer websockets want it; older ones give themselves
         try:
-            _bound_sending(opened_socket.socket, self.config.timeout_s)
-            self._heard(opened_socket.recv(timeout=max(until_s - time.monotonic(), 1e-3)))
+            _bound_sending(self._socket.socket, self.config.timeout_s)
+            self._heard(self._socket.recv(timeout=max(until_s - time.monotonic(), 1e-3)))
         except BaseException:
             self._drop()
             raise
@@ -362,7 +363,7 @@ class PolicyClient:
             with contextlib.suppress(OSError):
                 dropped.socket.shutdown(socket.SHUT_RDWR)
             with contextlib.suppress(Exception):
-                dropped.close()
+                self._link.close()
 
 
 def token_of(file: str | Path) -> str:
@@ -384,9 +385,9 @@ def _closed() -> type[Exception]:
     return closed
 
 
-def _handshake_failures() -> tuple[type[Exception], ...]:
+def _failures_to_connect() -> tuple[type[Exception], ...]:
     exceptions = require("websockets.exceptions", "to ask a policy server")
-    return exceptions.InvalidHandshake, exceptions.ConnectionClosed
+    return OSError, EOFError, WireError, exceptions.InvalidHandshake, exceptions.InvalidMessage, exceptions.ConnectionClosed
 
 
 def _in_words(error: BaseException | str) -> str:

@@ -164,8 +164,8 @@ def observation_from(fields: Fields, most_rows: int) -> Observation:
     def all_rows(value: np.ndarray) -> np.ndarray:
         return np.broadcast_to(value, (rows, *value.shape[1:]))
 
-    many = ({name: all_rows(v) for name, v in values.items()} for values in (images, goal))
-    return Observation(all_rows(state), all_rows(stamp_s), *many, words * rows)
+    images, goal = ({name: all_rows(v) for name, v in values.items()} for values in (images, goal))
+    return Observation(all_rows(state), all_rows(stamp_s), images, goal, words * rows)
 
 
 def request_fields(request: SamplingRequest) -> dict[str, Any]:

@@ -76,9 +76,9 @@ class OpenpiSession:
             self._window.clear()
         now = self._seen(data)
         # At the beginning the first observation stands for those before it, as in training.
-        first = self._window[0] if self._window else now
-        self._window.append(now)
-        moments = [first] * (self._served.contract.horizons.observation - len(self._window)) + list(self._window)
+        length = self._served.contract.horizons.observation
+        seen = [*self._window, now][-length:]
+        moments = [seen[0]] * (length - len(seen)) + seen
         window = Observation(
             np.stack([m.state for m in moments]),
             np.stack([m.stamp_s for m in moments]),
@@ -88,6 +88,7 @@ class OpenpiSession:
         request = SamplingRequest(np.array([noise_seed(self._config.seed, self._number)], np.int64))
         self._number += 1
         self._served.check(observation)
+        self._window.append(now)  # what does not fit is not remembered
         self._asked_s = time.monotonic()
         answered = await self._batcher.ask(observation, request, self._config.budget_s, lambda: self.is_open)
         sides = {name: np.asarray(value)[0] for name in SIDES if (value := getattr(answered.chunk, name)) is not None}
@@ -100,12 +101,15 @@ class OpenpiSession:
         if state is None:
             parts = [self._vector(data, name, spec.vector.size) for name, spec in interface.features.items()]
             state = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        size = sum(spec.vector.size for spec in interface.features.values())
+        if (state := _numbers("state", state)).shape != (size,):
+            raise ContractError(f"the state has {len(state)} numbers, the policy needs {size}: {tuple(interface.features)}")
         images = {name: self._picture(data, name) for name in interface.cameras}
         goal = {key[len("goal/") :]: value for key, value in data.items() if key.startswith("goal/")}
         if not all(isinstance(value, np.ndarray) for value in goal.values()):
             raise ContractError("goals other than words are arrays")
         goal = {name: value if value.dtype == np.uint8 else value.astype(np.float32) for name, value in goal.items()}
-        seen = Observation(_numbers("state", state), np.float64(time.monotonic()), images, goal)
+        seen = Observation(state, np.array(time.monotonic()), images, goal)
         words = _first(data, _WORDS)
         takes_words = any(spec.kind == "instruction" for spec in interface.goals.values())
         if words is None or not takes_words:

@@ -28,7 +28,7 @@ from kineflow.deploy.messages import PROTOCOL, PROTOCOL_HEADER, contract_text, m
 from kineflow.deploy.server.batching import Batcher, warm_up
 from kineflow.deploy.server.config import ServerConfig
 from kineflow.deploy.server.openpi import OpenpiSession
-from kineflow.deploy.server.session import Served, Session, refusal
+from kineflow.deploy.server.session import Served, Session, number_of, refusal
 from kineflow.deploy.wire import WireError, pack, unpack
 from kineflow.extras import require
 
@@ -114,7 +114,7 @@ class PolicyServer:
             if await self._make_ready(stop):
                 ready()
                 await _first(stop.wait(), batches)
-            return await self._drain(server)
+            return await self._drain()
         finally:
             batches.cancel()
             self._batcher.close()
@@ -140,10 +140,9 @@ class PolicyServer:
         self._hello = pack(message("hello", 0, **fields, limits=limits))
         return served
 
-    async def _drain(self, server: Any) -> bool:
-        """New questions are refused from now on; what is in work has `drain_s`."""
+    async def _drain(self) -> bool:
+        """New clients and questions are refused from now on; what is in work has `drain_s`."""
         self._draining = True
-        server.close(close_connections=False)
         loop = asyncio.get_running_loop()
         until_s = loop.time() + self.config.drain_s
         while (left := self._replying) and loop.time() < until_s:
@@ -242,7 +241,13 @@ class PolicyServer:
             session.malformed += 1
             self.counts["malformed"] += 1
             return refusal(0, "malformed", str(error)) if ours else f"malformed: {error}"
-        return await session.reply(content)
+        try:
+            return await session.reply(content)
+        except Exception as error:  # a fault of this server: one client's question fails, and it is seen in the counts
+            self.counts["internal errors"] += 1
+            logging.getLogger("kineflow.server").exception("a question failed")
+            text = f"{type(error).__name__} within the server; its log says more"
+            return refusal(number_of(content), "failed", text) if ours else f"failed: {text}"
 
     async def _send(self, connection: Any, data: bytes | str) -> None:
         """A client that does not take its answers is sent away, or they would pile up here."""

@@ -88,8 +88,7 @@ class Session:
 
     async def reply(self, data: Any) -> dict[str, Any]:
         """The answer to one message; refusals are answers, too."""
-        number = data.get("id") if isinstance(data, dict) else None
-        known = number if type(number) is int and 0 <= number < (1 << 62) else 0
+        known = number_of(data)
         self.in_work += 1
         try:
             if self.in_work > self._config.questions_per_client:
@@ -190,6 +189,12 @@ class Session:
                 raise ContractError(f"goal '{name}': a clip of {len(value)} frames at {rate_hz:g} Hz; both must be positive")
             if not pictures and not np.isfinite(value).all():
                 raise ContractError(f"goal '{name}' is not finite; ask for the goal again, do not act on it")
+
+
+def number_of(data: Any) -> int:
+    """The id of whatever came; 0 where it has none."""
+    number = data.get("id") if isinstance(data, dict) else None
+    return number if type(number) is int and 0 <= number < (1 << 62) else 0
 
 
 def refusal(number: int, code: str, text: str) -> dict[str, Any]:

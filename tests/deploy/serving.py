@@ -59,7 +59,9 @@ def contract(prediction: int = HORIZON) -> PolicyContract:
         for name, spec in {**interface.features, "action": interface.action}.items()
     }
     golden = GoldenPair(((0.0,),), 0, ((0.0, 0.0),))
-    return PolicyContract(interface, Horizons(2, prediction, 4), SamplerSpec("none", "none", "none", 1), statistics, "", {}, golden)
+    return PolicyContract(
+        interface, Horizons(2, prediction, 4), SamplerSpec("none", "none", "none", 1), statistics, "", {}, golden
+    )
 
 
 class Toy:
@@ -128,9 +130,9 @@ def served(toy: Toy | None = None, made: PolicyContract | None = None) -> Served
 def observation(count: float, point: float | None = 0.0, rows: int = 1) -> Observation:
     """Rows that count on from `count`."""
     state = np.repeat((count + np.arange(rows, dtype=np.float32))[:, None, None], 2, axis=1)
-    images = {"front": np.full((rows, 2, 4, 6, 3), int(count) % 256, np.uint8)}
+    images = {"front": np.full((rows, 2, 4, 6, 3), int(np.nan_to_num(count)) % 256, np.uint8)}
     goal = {} if point is None else {"point": np.full((rows, 3), point, np.float32)}
-    return Observation(state, np.full((rows, 2), count), images, goal)
+    return Observation(state, np.full((rows, 2), np.nan_to_num(count)), images, goal)
 
 
 def request(*seeds: int, **others: Any) -> SamplingRequest:
