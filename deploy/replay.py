@@ -21,15 +21,16 @@ import numpy as np
 from kineflow.contracts import ActionChunk, KineflowError, Policy, PolicyContract
 from kineflow.deploy.asking import FollowsGoal, Question
 from kineflow.deploy.bag import Bag, Received
+from kineflow.deploy.recorded_runs import HEARTBEAT, TOPICS, changes_of, since, waits_for_runs
 from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.deploy.ros2.assembly import Assembly, assemble
 from kineflow.deploy.ros2.contract_check import check as check_contract
 from kineflow.deploy.ros2.goals import GoalInbox
-from kineflow.deploy.ros2.intake import GoalIntake, Intake
+from kineflow.deploy.ros2.intake import GoalIntake, Intake, twist_values
 from kineflow.deploy.ros2.node_config import NodeConfig
+from kineflow.deploy.ros2.runs import CANCELLED, NO_RUN
 from kineflow.deploy.simulate import Trace, drive, simulated
 
-HEARTBEAT = "/policy/heartbeat"
 _FEWEST_SHARE = 0.5  # of the expected rate, as the node's check of wiring
 _SAME_S = 1e-9
 
@@ -78,7 +79,7 @@ def replay(
     names = {absolute(ours): absolute(theirs) for ours, theirs in (remap or {}).items()}
     commands = names.get(absolute(config.command_topic), absolute(config.command_topic))
     shadow = absolute(f"shadow_{config.command_topic}")
-    bag = Bag.open(path, (HEARTBEAT, commands, shadow))
+    bag = Bag.open(path, (*TOPICS, commands, shadow))
     if bag.damage and not partial:
         raise KineflowError(f"{bag.damage}; replay what there is with --partial")
     robot, notes = _as_recorded(bag, robot, config, names)
@@ -145,7 +146,8 @@ class _Player:
         self._messages = bag.messages(self._takes.keys())
         self._next: Received | None = next(self._messages, None)
         self._told: FollowsGoal | None = None
-        self._beats = _activity(bag.known[HEARTBEAT], bag.first_ns)
+        self._changes = changes_of(bag.known, bag.first_ns)
+        self._begun = tuple(self._changes)
         self.activations = 0
         self._now_s = 0.0
         self.is_done = False
@@ -160,10 +162,10 @@ class _Player:
         Raises:
             KineflowError: it could never be activated; says why.
         """
-        if self._beats:
-            start_s = self._beats.pop(0)[0]
+        start_s = next((change.at_s for change in self._changes if change.what == "active"), None)
+        if start_s is not None:
             self._deliver(start_s)
-            self._activate(start_s)
+            self._change(start_s)
             return start_s
         observations, governor = self.made.control.executor.observations, self.made.governor
         while self._next is not None:
@@ -177,13 +179,7 @@ class _Player:
 
     def advance(self, now_s: float) -> None:
         self._now_s = now_s
-        while self._beats and self._beats[0][0] <= now_s + _SAME_S:
-            at_s, active = self._beats.pop(0)
-            self._deliver(at_s)
-            if active:
-                self._activate(at_s)
-            else:
-                self.made.governor.deactivate()
+        self._change(now_s)
         self._deliver(now_s)
         if not self._bag.known[HEARTBEAT]:
             self._activate_again(now_s)
@@ -197,6 +193,26 @@ class _Player:
 
     def arrived(self) -> None:
         """Nor does it end by them."""
+
+    def _change(self, until_s: float) -> None:
+        """What happened to the node by then, each in its turn among the messages."""
+        while self._changes and self._changes[0].at_s <= until_s + _SAME_S:
+            change = self._changes.pop(0)
+            self._deliver(change.at_s)
+            executor, governed = self.made.control.executor, self.made.governed
+            if change.what == "active":
+                self._activate(change.at_s)
+                governed.paused = NO_RUN if waits_for_runs(self._begun, change.at_s) else ""
+            elif change.what == "stopped":
+                self.made.governor.deactivate()
+            elif change.what == "begin":
+                governed.paused = ""
+                if change.by_service:
+                    executor.reset(change.at_s, "told to run")
+            elif change.by_service or change.why == CANCELLED:
+                governed.paused = change.why
+                if change.why == CANCELLED:
+                    executor.reset(change.at_s, CANCELLED)
 
     def _deliver(self, until_s: float) -> None:
         while self._next is not None and self._when(self._next) <= until_s + _SAME_S:
@@ -285,28 +301,11 @@ def _slow(bag: Bag, config: NodeConfig, names: Mapping[str, str]) -> Iterator[st
             yield f"{name}: '{absolute(topic)}' came at {facts.rate_hz:.1f} Hz, expected are {rate_hz:g}: the node would refuse"
 
 
-def _activity(beats: tuple[Received, ...], first_ns: int) -> list[tuple[float, bool]]:
-    """When the node's state changed, from active (True: its first tick then) to stopped and back."""
-    changes: list[tuple[float, bool]] = []
-    for beat in beats:
-        active = beat.message.frame_id == "active"
-        if active != (changes[-1][1] if changes else False):
-            changes.append((max(_since(beat.message.stamp, first_ns), 0.0), active))
-    return changes
-
-
 def _recorded(messages: tuple[Received, ...], axes: tuple[str, ...], first_ns: int) -> Recorded | None:
     """Of Twist or TwistStamped; None for other commands."""
-    parts = {"vx": ("linear", "x"), "vy": ("linear", "y"), "vz": ("linear", "z"), "yaw_rate": ("angular", "z")}
-    if not messages or not messages[0].message.__msgtype__.endswith(("/Twist", "/TwistStamped")) or set(axes) - set(parts):
+    if not messages or not messages[0].message.__msgtype__.endswith(("/Twist", "/TwistStamped")):
         return None
     stamped = hasattr(messages[0].message, "header")
-    times = [_since(m.message.header.stamp, first_ns) if stamped else 1e-9 * (m.log_ns - first_ns) for m in messages]
-    twists = [m.message.twist if stamped else m.message for m in messages]
-    rows = [[getattr(getattr(twist, parts[axis][0]), parts[axis][1]) for axis in axes] for twist in twists]
+    times = [since(m.message.header.stamp, first_ns) if stamped else 1e-9 * (m.log_ns - first_ns) for m in messages]
+    rows = [twist_values(m.message.twist if stamped else m.message, axes) for m in messages]
     return Recorded(np.array(times), np.array(rows, np.float64))
-
-
-def _since(stamp: Any, first_ns: int) -> float:
-    """Seconds, exact to the nanosecond."""
-    return 1e-9 * (int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec) - first_ns)

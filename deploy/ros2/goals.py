@@ -13,7 +13,7 @@ import numpy as np
 from kineflow.contracts import ActionChunk, ContractError, PolicyContract
 from kineflow.deploy.asking import FollowsGoal
 from kineflow.deploy.ros2.images import PictureError, fitted
-from kineflow.interface import CameraSpec, GoalSpec
+from kineflow.interface import CameraSpec, GoalKind, GoalSpec
 
 STOP_THRESHOLD, STOP_ANSWERS = 0.5, 3  # as policies/told.py
 
@@ -48,6 +48,14 @@ class GoalInbox:
         self._specs = contract.interface.goals
         self._values: dict[str, Any] = {}
         self._clip: dict[int, np.ndarray] = {}
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """What was told so far, by the goal's name."""
+        return dict(self._values)
+
+    def kind_of(self, name: str) -> GoalKind:
+        return self._specs[name].kind
 
     def kinds(self) -> set[str]:
         return {spec.kind for spec in self._specs.values()}

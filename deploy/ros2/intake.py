@@ -217,6 +217,20 @@ def read_feature(message: Any, kind: str, names: tuple[str, ...]) -> np.ndarray:
     return np.array([place[name] for name in names], np.float32)
 
 
+_TWIST = {"vx": ("linear", "x"), "vy": ("linear", "y"), "vz": ("linear", "z"), "yaw_rate": ("angular", "z")}
+
+
+def twist_values(twist: Any, names: tuple[str, ...]) -> np.ndarray:
+    """float32 of the axes `names` of a geometry_msgs/Twist.
+
+    Raises:
+        KineflowError: an axis is none of a twist's that a policy commands.
+    """
+    if unknown := [name for name in names if name not in _TWIST]:
+        raise KineflowError(f"command axes {unknown} are none of a twist, which gives {sorted(_TWIST)}; record another topic")
+    return np.array([getattr(getattr(twist, _TWIST[n][0]), _TWIST[n][1]) for n in names], np.float32)
+
+
 def pose_of(pose: Any) -> tuple[float, float, float, float, float, float, float]:
     """x y z (m) and qx qy qz qw of a geometry_msgs/Pose."""
     p, q = pose.position, pose.orientation

@@ -110,12 +110,16 @@ def diagnostic_message(name: str, level: str, summary: str, values: Mapping[str,
     return array
 
 
-def run_message(run: Run, outcome: str, why: str) -> Any:
-    """diagnostic_msgs/DiagnosticStatus: `message` is the state, `values` the rest."""
+def run_message(run: Run, outcome: str, why: str, monotonic_s: float) -> Any:
+    """diagnostic_msgs/DiagnosticStatus: `message` is the state, `values` the rest; began and ended are ns of the ROS clock, by
+    which the monotonic one began at `monotonic_s`."""
     levels = {"cancelled": DiagnosticStatus.WARN, "failed": DiagnosticStatus.ERROR}
     level = levels.get(run.state, DiagnosticStatus.OK)
     status = DiagnosticStatus(level=level, name=f"run {run.number}", message=run.state, hardware_id="kineflow")
     values = {"run": run.number, "state": run.state, "seconds": run.seconds, "why": run.why or why, "outcome": outcome}
+    values |= {"by_service": run.by_service, "began": round(1e9 * (run.began_s + monotonic_s))}
+    if run.state != "running":
+        values["ended"] = round(1e9 * (run.ended_s + monotonic_s))
     status.values = [KeyValue(key=key, value=_text(value)) for key, value in values.items()]
     return status
 

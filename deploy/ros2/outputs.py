@@ -131,7 +131,8 @@ class Reports:
     def run(self, run: Run, outcome: str = "", why: str = "") -> None:
         """Feedback while it runs, else the result."""
         publisher = self._feedback if run.state == "running" else self._result
-        publisher.publish(run_message(run, outcome, why))
+        monotonic_s = 1e-9 * self._node.get_clock().now().nanoseconds - time.monotonic()
+        publisher.publish(run_message(run, outcome, why, monotonic_s))
 
     def close(self) -> None:
         for publisher in (self._diagnostics, self._status, self._path, self._markers, self._feedback, self._result):

@@ -38,7 +38,7 @@ from kineflow.deploy.ros2.node_config import NodeConfig
 from kineflow.deploy.ros2.outputs import CommandOutput, Reports
 from kineflow.deploy.ros2.policy_source import load
 from kineflow.deploy.ros2.process import run_process
-from kineflow.deploy.ros2.runs import NO_RUN, Run, Runs
+from kineflow.deploy.ros2.runs import CANCELLED, NO_RUN, Run, Runs
 from kineflow.deploy.ros2.wiring import check_wiring
 from kineflow.deploy.runner import Runner
 
@@ -48,7 +48,6 @@ FORWARD_JUMP_S = 1.0
 SAY_AGAIN_S = 1.0
 REST_TICKS = 20  # of WATCH_S: a second of zeros before the node falls silent
 STOP_S = 0.3  # for the threads to end; one that is within the policy is left behind
-CANCELLED = "cancelled"
 
 
 class PolicyNode(LifecycleNode):  # type: ignore[misc]
@@ -224,15 +223,15 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
             return response
         self._runner.reset("told to run" if request.data else CANCELLED)
         if request.data:
-            self._begin_run("another run was begun", now)
+            self._begin_run("another run was begun", now, by_service=True)
         else:
             self._governed.paused = CANCELLED
             self._tell_end(self._runs.end("cancelled", CANCELLED, now))
         response.success, response.message = True, f"run {self._runs.run.number}" if self._runs.run else CANCELLED
         return response
 
-    def _begin_run(self, why_ended: str, now: float) -> None:
-        self._tell_end(self._runs.begin(now, why_ended))
+    def _begin_run(self, why_ended: str, now: float, by_service: bool = False) -> None:
+        self._tell_end(self._runs.begin(now, why_ended, by_service))
         self._governed.paused = ""
 
     def _tell_end(self, ended: Run | None) -> None:
@@ -287,20 +286,16 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         if now - self._reported_s >= REPORT_S or said != self._said:
             self._report(label, outcome, why, now)
             self._reported_s, self._said = now, said
-        self._tell_end(
-            self._runs.watch(
-                now,
-                may_move=label == "active" and self._governor.state(now)["active"],
-                has_arrived=self._control.executor.has_arrived,
-                why=why,
-            )
-        )
+        governor = self._governor.state(now)
+        may_move, has_arrived = label == "active" and governor["active"], self._control.executor.has_arrived
+        still = governor["still_because"] or why
+        self._tell_end(self._runs.watch(now, may_move=may_move, has_arrived=has_arrived, why=still))
         if self._runs.is_feedback_due(now) and self._runs.run is not None:
             self._reports.run(self._runs.run, outcome, why)
         if self._latest is not None and self._latest is not self._planned:
             self._planned = self._latest
             self._reports.plan(*self._latest, moves=outcome in ("pass", "clamp"))
-        if label == "active" and not self._governor.state(now)["active"] and self._is_at_rest(ticked):
+        if label == "active" and not governor["active"] and self._is_at_rest(ticked):
             self.trigger_deactivate()  # an e-stop or a fault: reset AND activation are needed, as promised
 
     def _is_at_rest(self, ticked: Any) -> bool:

@@ -14,19 +14,23 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 RunState = Literal["running", "done", "cancelled", "failed"]
-NO_RUN = "no run was asked for"
+NO_RUN, CANCELLED = "no run was asked for", "cancelled"
 FEEDBACK_S = 0.2
 
 
 @dataclass(frozen=True)
 class Run:
-    """`number` counts from 1; times are of the monotonic clock, `ended_s` that of the last look while it runs."""
+    """`number` counts from 1; times are of the monotonic clock, `ended_s` that of the last look while it runs.
+
+    `by_service`: begun by `~/run`, not by activation or by a goal.
+    """
 
     number: int
     state: RunState
     began_s: float
     ended_s: float
     why: str = ""
+    by_service: bool = False
 
     @property
     def seconds(self) -> float:
@@ -44,9 +48,9 @@ class Runs:
     def is_running(self) -> bool:
         return self.run is not None and self.run.state == "running"
 
-    def begin(self, now_s: float, why_ended: str = "another run was begun") -> Run | None:
+    def begin(self, now_s: float, why_ended: str = "another run was begun", by_service: bool = False) -> Run | None:
         ended = self.end("cancelled", why_ended, now_s)
-        self.run = Run((self.run.number if self.run else 0) + 1, "running", now_s, now_s)
+        self.run = Run((self.run.number if self.run else 0) + 1, "running", now_s, now_s, by_service=by_service)
         return ended
 
     def end(self, state: RunState, why: str, now_s: float) -> Run | None:

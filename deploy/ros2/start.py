@@ -18,6 +18,7 @@ from kineflow.interface import KineflowError
 NODES = {
     "policy": "policy_node",
     "guard": "guard_node",
+    "recorder": "recorder_node",
     "base": "simulated_base",
 }
 

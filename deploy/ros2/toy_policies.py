@@ -64,13 +64,15 @@ class Toy:
 
     plan: Plan
     contract: PolicyContract = field(default_factory=toy_contract)
+    arrived: Callable[[Observation], bool] | None = None
     calls: int = 0
 
     def predict(self, observation: Observation, request: SamplingRequest) -> ActionChunk:
         self.calls += 1
         actions = self.plan(observation, self.calls).astype(np.float32)
         rows = len(observation.state)
-        return ActionChunk(np.repeat(actions[None], rows, axis=0), STEP_S, observation.stamp_s[:, -1])
+        stop = None if self.arrived is None else np.full(rows, float(self.arrived(observation)))
+        return ActionChunk(np.repeat(actions[None], rows, axis=0), STEP_S, observation.stamp_s[:, -1], stop)
 
 
 def _constant(vx: float, yaw_rate: float = 0.0) -> np.ndarray:
@@ -83,7 +85,10 @@ def forward() -> Toy:
 
 
 def to_point() -> Toy:
-    """To the goal point in the frame of the pose, turning first, slowing down near it."""
+    """To the goal point in the frame of the pose, turning first, slowing down near it; within 8 cm it has arrived."""
+
+    def near_goal(observation: Observation) -> bool:
+        return bool(math.dist(observation.state[0, -1, :2].tolist(), observation.goal["point"][0, :2].tolist()) < 0.08)
 
     def plan(observation: Observation, call: int) -> np.ndarray:
         x, y, _, _, _, qz, qw = observation.state[0, -1].tolist()
@@ -100,7 +105,7 @@ def to_point() -> Toy:
             x, y = x + STEP_S * vx * math.cos(yaw), y + STEP_S * vx * math.sin(yaw)
         return np.array(actions)
 
-    return Toy(plan, toy_contract(goals=True))
+    return Toy(plan, toy_contract(goals=True), near_goal)
 
 
 def wild() -> Toy:
