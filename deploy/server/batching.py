@@ -1,4 +1,5 @@
-"""Questions of several clients in one call of the policy, each with its own seeds, so no answer depends on who shares the call.
+"""Questions of several clients in one call of the policy, each with its own seeds: no answer depends on who shares the call,
+up to the rounding of sums over another number of rows (`max_batch: 1` is exact).
 
     ask() --> waiting, oldest first --> up to max_batch rows that are alike --> one call in the inference thread --> answers
 

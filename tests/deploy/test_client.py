@@ -1,0 +1,300 @@
+"""The client and the executor behind a bad network, and a server that dies: late or no answers, never one that is not theirs."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kineflow.contracts import ContractError, KineflowError
+from kineflow.deploy.client import ClientConfig, NoAnswer, PolicyClient, token_of
+from kineflow.deploy.control import Control, Ticked, Ungoverned
+from kineflow.deploy.executor import Executor
+from kineflow.deploy.executor_config import ExecutorConfig
+from kineflow.deploy.loading import load_policy
+from kineflow.deploy.observations import ObservationLimits
+from kineflow.deploy.remote import TOKEN_FILE, RemotePolicy
+from kineflow.deploy.runner import Runner
+from tests.deploy.serving import (
+    ROOT,
+    STEP_S,
+    TOKEN,
+    Process,
+    Toy,
+    client,
+    contract,
+    observation,
+    request,
+    running,
+    served,
+)
+from tests.deploy.slow_network import network
+
+CLIP = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 6, 3), np.uint8)
+
+
+def ask_many(asking: PolicyClient, n: int, timeout_s: float) -> tuple[int, list[str]]:
+    """`n` questions about their own number: how many were answered, which took longer than they may, and why others were not."""
+    answered, why = 0, list[str]()
+    for k in range(n):
+        began_s = time.monotonic()
+        try:
+            chunk = asking.act(observation(k % 500), request(k), timeout_s=timeout_s).chunk
+        except NoAnswer as error:
+            why.append(error.code)
+        else:
+            answered += 1
+            # Never an answer to another question.
+            np.testing.assert_array_equal(chunk.actions[0, :, 0], k % 500)
+            np.testing.assert_array_equal(chunk.actions[0, :, 1], k + np.arange(8))
+        assert time.monotonic() - began_s < timeout_s + 1.5  # a busy machine's slack
+    return answered, why
+
+
+def test_delay_is_waited_for() -> None:
+    with running() as server, network(server.port) as between, client(between.url) as asking:
+        asking.connect(20)
+        between.delay_s = 0.05
+        began_s = time.monotonic()
+        assert ask_many(asking, 5, 20.0) == (5, [])
+        assert time.monotonic() - began_s > 5 * 2 * 0.05
+
+
+def test_answers_that_come_too_late_are_not_taken_for_later_ones() -> None:
+    """Every third piece is stalled for longer than answers are waited for, as when packets are lost and sent again."""
+    with running() as server, network(server.port) as between, client(between.url) as asking:
+        asking.connect(20)
+        between.stall_s, between.stall_every = 0.7, 3
+        answered, why = ask_many(asking, 15, 0.5)
+        assert answered >= 3
+        assert set(why) <= {"timeout", "lost", "unreachable"}
+        assert "timeout" in why
+        assert between.stalls
+        between.stall_every = 0
+        asking.connect(20)
+        assert ask_many(asking, 3, 20.0) == (3, [])
+
+
+def test_a_connection_cut_within_a_message_is_made_again() -> None:
+    """Everything is cut once 9000 bytes of answers have passed: somewhere in the middle of one."""
+    with running() as server, network(server.port) as between, client(between.url, shortest_pause_s=0.01) as asking:
+        between.cut_after = 9000
+        answered, why = ask_many(asking, 60, 20.0)
+        assert between.cuts >= 2
+        assert set(why) == {"lost"}
+        assert len(why) == between.cuts
+        assert answered == 60 - len(why)
+
+
+def test_what_was_told_is_told_again_after_a_cut() -> None:
+    """The server of the new connection knows nothing; the clip goes on where it was."""
+    with running() as server, network(server.port) as between, client(between.url) as asking:
+        asking.tell({"video": CLIP}, 5.0)
+        for executed in (0, 4, 8):
+            assert asking.act(observation(0, None), request(0), executed=executed).cursor == executed // 2
+        between.cut_all()
+        with pytest.raises(NoAnswer):
+            asking.act(observation(0, None), request(0), executed=10)
+        again = asking.act(observation(0, None), request(0), executed=12)
+        assert (again.cursor, again.chunk.actions[0, 0, 0]) == (6, 6)
+        assert asking.act(observation(0, None), request(0), executed=20).cursor == 10
+        assert asking.counts["connections"] == 2
+
+
+def test_a_network_that_swallows_everything_holds_nobody_up() -> None:
+    """Nothing breaks, so nothing is heard of it: after two silences the connection is taken for dead."""
+    with running() as server, network(server.port) as between, client(between.url) as asking:
+        asking.connect(20)
+        between.swallows = True
+        big = observation(1, rows=30)
+        big = type(big)(big.state, big.stamp_s, {"front": np.zeros((30, 2, 400, 600, 3), np.uint8)}, big.goal)
+        asking._limit = 1 << 30  # more than a socket's buffers hold
+        began_s = time.monotonic()
+        for asked, seeds in ((observation(1), (0,)), (big, range(30)), (observation(1), (0,))):
+            with pytest.raises(NoAnswer, match=r"timeout|lost|unreachable"):
+                asking.act(asked, request(*seeds), timeout_s=0.4)
+        assert time.monotonic() - began_s < 30
+        between.swallows = False
+        asking.connect(20)
+        assert ask_many(asking, 3, 20.0) == (3, [])
+
+
+def test_pauses_between_attempts_grow() -> None:
+    """Nobody listens there: 3 s of asking are a handful of attempts, and each call takes no longer than it may."""
+    with network(1) as nobody:
+        port = nobody.port
+    with client(f"ws://127.0.0.1:{port}", timeout_s=0.3, shortest_pause_s=0.1, longest_pause_s=1.0) as asking:
+        began_s = time.monotonic()
+        while time.monotonic() - began_s < 3.0:
+            asked_s = time.monotonic()
+            with pytest.raises(NoAnswer, match="unreachable"):
+                asking.act(observation(0), request(0))
+            assert 0.25 < time.monotonic() - asked_s < 1.5
+        assert 3 <= asking.counts["failed connections"] <= 9
+
+
+def test_another_policy_than_before_is_refused() -> None:
+    with running() as first, network(first.port) as between, client(between.url) as asking:
+        ask_many(asking, 1, 20.0)
+        with running(load=lambda: served(made=contract(prediction=16))) as second:
+            between.target = second.port
+            between.cut_all()
+            with contextlib.suppress(NoAnswer):
+                asking.act(observation(0), request(0))
+            with pytest.raises(ContractError, match="another policy than before"):
+                asking.act(observation(0), request(0))
+
+
+def test_a_robot_that_has_something_else_is_refused_with_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = contract().interface
+    offers = type(made)(made.features, made.action, {}, made.goals)
+    with running() as server:
+        with pytest.raises(ContractError, match="camera 'front': the policy needs it"):
+            RemotePolicy.connect(server.url, TOKEN, within_s=20, offers=offers)
+        monkeypatch.delenv(TOKEN_FILE, raising=False)
+        with pytest.raises(KineflowError, match=TOKEN_FILE):
+            load_policy(server.url)
+        (tmp_path / "token").write_text(TOKEN)
+        monkeypatch.setenv(TOKEN_FILE, str(tmp_path / "token"))
+        policy = load_policy(server.url)
+        assert policy.contract == contract()
+        policy.close()
+    with pytest.raises(KineflowError, match="no policy server answered"):
+        RemotePolicy.connect(server.url, TOKEN, within_s=0.3)
+    with pytest.raises(KineflowError, match="no policy server"):
+        ClientConfig("http://here", TOKEN)
+    with pytest.raises(KineflowError, match="token file"):
+        token_of(tmp_path / "none")
+    assert TOKEN not in repr(ClientConfig("ws://here", TOKEN))
+
+
+class Robot:
+    """An executor that asks a policy server, with a sensor that counts, on the machine's clock."""
+
+    def __init__(self, policy: RemotePolicy, told: Any) -> None:
+        self.ticks: list[Ticked] = []
+        config = ExecutorConfig("async", retry_s=0.05, max_failures=1000, observations=ObservationLimits())
+        executor = Executor(policy.contract, config)
+        rest = Ungoverned(lambda: np.full(2, np.nan, np.float32))
+        ask = lambda question: policy.predict(question.observation, question.request)  # noqa: E731
+        self.runner = Runner(Control(executor, rest), ask, self.ticks.append, 50.0)
+        self.runner.set_goal(told)
+
+    def drive_until(self, done: Any, limit_s: float = 60.0) -> bool:
+        """Sense until `done(ticks of this call)`; False: it was not in time."""
+        clock, first = self.runner.clock, len(self.ticks)
+        began_s = clock.now()
+        while (now_s := clock.now()) - began_s < limit_s:
+            count = np.array([now_s / STEP_S], np.float32)
+            for stream, value in (("count", count), ("front", np.zeros((4, 6, 3), np.uint8))):
+                self.runner.observe(stream, value, now_s, now_s)
+            if done(self.ticks[first:]):
+                return True
+            clock.sleep_until(now_s + 0.02)
+        return False
+
+
+def moves(ticks: list[Ticked]) -> bool:
+    return sum(tick.intent.action is not None for tick in ticks) > 20
+
+
+def rests(ticks: list[Ticked]) -> bool:
+    return len(ticks) > 10 and all(tick.intent.action is None for tick in ticks[-10:])
+
+
+def test_a_server_killed_and_started_again_is_no_chunk_and_then_chunks() -> None:
+    """kill -9: the robot rests when its plan is used up, the control loop goes on, and it drives on with the new server."""
+    server = Process()
+    policy = RemotePolicy.connect(server.url, TOKEN, timeout_s=1.0, within_s=60)
+    try:
+        robot = Robot(policy, policy.told({"video": CLIP}, 5.0))
+        with robot.runner:
+            assert robot.drive_until(moves)
+            server.process.send_signal(signal.SIGKILL)
+            server.end()
+            assert robot.drive_until(rests)
+            why = {tick.intent.reason for tick in robot.ticks if tick.intent.action is None}
+            assert "chunk used up" in why
+            server = Process(server.port)
+            assert robot.drive_until(moves)
+        assert policy.client.counts["connections"] >= 2
+        assert robot.runner.diagnostics()["failed answers"] >= 1
+    finally:
+        policy.close()
+        server.end()
+
+
+def test_sigterm_answers_what_is_in_work_and_exits_with_0() -> None:
+    server = Process(slow_ms=800)
+    try:
+        with client(server.url) as asking:
+            asking.connect(20)
+            ending = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -TERM {server.process.pid}"])
+            assert asking.act(observation(3), request(0)).chunk.actions[0, 0, 0] == 3
+            out, _ = server.process.communicate(timeout=60)
+            ending.wait()
+        assert server.process.returncode == 0
+        assert out.endswith("stopped\n")
+    finally:
+        server.end()
+
+
+NO_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "zarr", "scipy", "safetensors", "tyro", "rich"):
+            raise ImportError(f"{name} is not to be had here")
+sys.meta_path.insert(0, Refuse())
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from kineflow.contracts import Observation, SamplingRequest
+from kineflow.deploy.remote import RemotePolicy
+policy = RemotePolicy.connect(sys.argv[2], sys.argv[3], within_s=30)
+seen = Observation(np.full((1, 2, 1), 5, np.float32), np.zeros((1, 2)), {"front": np.zeros((1, 2, 4, 6, 3), np.uint8)})
+print(policy.predict(seen, SamplingRequest(np.array([7]))).actions[0, 0].tolist(), policy.contract.horizons.prediction)
+print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "jaxtyping", "kineflow", "websockets", "msgpack"}))
+"""
+
+
+@pytest.mark.parametrize("python", [sys.executable, os.environ.get("KINEFLOW_PYTHON310", "")])
+def test_a_robot_without_torch(python: str) -> None:
+    """In a process where importing torch fails. KINEFLOW_PYTHON310: a Python 3.10 with NumPy, PyYAML, websockets and msgpack."""
+    if not python:
+        return  # that interpreter is not part of `make test`
+    with running(Toy()) as server:
+        command = [python, "-I", "-c", NO_TORCH, str(ROOT), server.url, TOKEN]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[5.0, 7.0] 8", "['kineflow', 'msgpack', 'websockets']"]
+
+
+def test_the_client_imports_numpy_websockets_and_msgpack_alone() -> None:
+    """What its modules import at any depth in this project; websockets and msgpack by name, where they are needed."""
+    seen, queue, outside = set[str](), ["kineflow.deploy.client", "kineflow.deploy.remote"], set[str]()
+    while queue:
+        name = queue.pop()
+        seen.add(name)
+        file = ROOT / (name.replace(".", "/") + ".py")
+        tree = ast.parse((file if file.exists() else ROOT / name.replace(".", "/") / "__init__.py").read_text())
+        typing_only = {id(n) for node in ast.walk(tree) if _is_typing(node) for n in ast.walk(node)}
+        for node in ast.walk(tree):
+            if id(node) in typing_only or not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            queue += [n for n in names if n.startswith("kineflow") and n not in seen]
+            outside |= {n.split(".")[0] for n in names if not n.startswith("kineflow")}
+    assert outside - set(sys.stdlib_module_names) - {"__future__"} == {"numpy", "yaml", "tyro"}  # tyro: command lines alone
+
+
+def _is_typing(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
