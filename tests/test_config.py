@@ -120,6 +120,7 @@ def test_every_shipped_config_loads() -> None:
     from kineflow.deploy.executor_config import ExecutorConfig
     from kineflow.deploy.robot_profile import RobotProfile
     from kineflow.deploy.ros2.node_config import NodeConfig
+    from kineflow.deploy.ros2.recorder_config import RecorderConfig
     from kineflow.policies.collect import CollectConfig
     from kineflow.policies.compose.search import SearchConfig
     from kineflow.policies.eval_result import EvalConfig
@@ -136,6 +137,7 @@ def test_every_shipped_config_loads() -> None:
         "eval": EvalConfig,
         "interfaces": Interface,
         "nodes": NodeConfig,
+        "recorders": RecorderConfig,
         "robots": RobotProfile,
         "train": TrainConfig,
         "train_flow": FlowTrainConfig,

@@ -1,4 +1,4 @@
-"""What the recorder is told; YAML in `configs/nodes/`, such as nodes/wheeled_recorder."""
+"""What the recorder is told; YAML in `configs/recorders/`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The recorder as a process of its own: an episode and a bag of each run of the policy, or between two calls of a service.
 
-`python -m kineflow.deploy.ros2.start recorder --ros-args -p config:=nodes/wheeled_recorder`
+`python -m kineflow.deploy.ros2.start recorder --ros-args -p config:=recorders/wheeled`
 
     ~/record     std_srvs/SetBool: true begins, false finishes          ~/status     std_msgs/String, kept for who comes late
     /diagnostics once a second: counts of messages, of samples in the journal, of what was dropped
@@ -59,7 +59,7 @@ class RecorderNode(Node):  # type: ignore[misc]
     def __init__(self, context: Any) -> None:
         super().__init__("recorder", context=context)
         self.ending = threading.Event()
-        name = str(self.declare_parameter("config", "nodes/wheeled_recorder").value)
+        name = str(self.declare_parameter("config", "recorders/wheeled").value)
         words = [word for word in self.declare_parameter("overrides", [""]).value or [] if word]
         self._config = load_config(RecorderConfig, name, words)
         self._node_config = load_config(NodeConfig, self._config.node)
@@ -105,7 +105,8 @@ class RecorderNode(Node):  # type: ignore[misc]
         config, robot = self._node_config, load_config(RobotProfile, self._node_config.robot)
         intake = Intake(self._contract, robot, config, Governor(robot), lambda *sample: "")
         goals = GoalIntake(GoalInbox(self._contract, config.goals.video_rate_hz), config, lambda told: None)
-        found = {self.resolve_topic_name(tap.topic): tap.type for tap in (*intake.taps, *goals.taps)}
+        listened = [(tap.topic, tap.type) for tap in intake.taps] + [(tap.topic, tap.type) for tap in goals.taps]
+        found = {self.resolve_topic_name(topic): kind for topic, kind in listened}
         told = [config.command_topic, f"shadow_{config.command_topic}", *SPOKEN, *self._config.topics]
         return found | {self.resolve_topic_name(topic): "" for topic in told}
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from kineflow.deploy.ros2.images import fitted
 from kineflow.deploy.ros2.intake import FEATURE_TYPES, GoalIntake, read_feature, read_picture, twist_values
 from kineflow.deploy.ros2.node_config import NodeConfig
 from kineflow.extras import require
+from kineflow.interface import CameraSpec
 
 TWISTS = ("geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStamped")
 _EARLY = 0.8  # of a picture's period: pictures that come faster than the store's rate are thinned to it
@@ -102,10 +104,10 @@ class Recording:
         flush_s: float = 0.5,
     ) -> None:
         """Raises StoreError, OSError: there is no room."""
-        about = {"operator": operator, "source": f"{config.policy} on {config.robot}"}
-        self._episode = EpisodeRecorder(store, clock="sensor", **about)
+        source = f"{config.policy} on {config.robot}"
+        self._episode = EpisodeRecorder(store, clock="sensor", operator=operator, source=source)
         self.id, self._store, self._inbox = self._episode.id, store, inbox
-        self._bag = McapFile(bags / f"{self.id}.mcap", flush_s, {**about, "policy": config.policy, "robot": config.robot})
+        self._bag = McapFile(bags / f"{self.id}.mcap", flush_s, {"source": source, "operator": operator})
         self._lanes = lanes_of(store.interface, config)
         self._constants = {
             name: np.array(feature.values, np.float32)
@@ -189,7 +191,7 @@ def lanes_of(interface: Interface, config: NodeConfig) -> dict[str, list[_Lane]]
         if name not in config.cameras:
             raise KineflowError(f"camera '{name}' of the store: the node has {sorted(config.cameras)}; record another interface")
         least_ns = round(_EARLY * 1e9 / spec.rate_hz) if config.cameras[name].rate_hz > 1.1 * spec.rate_hz else 0
-        add(config.cameras[name].topic, name, lambda m, spec=spec: fitted(read_picture(m, spec), spec), least_ns)
+        add(config.cameras[name].topic, name, partial(_picture, spec=spec), least_ns)
     for name, feature in interface.features.items():
         topic = config.features.get(name)
         if topic is None:
@@ -197,11 +199,14 @@ def lanes_of(interface: Interface, config: NodeConfig) -> dict[str, list[_Lane]]
                 f"feature '{name}' of the store: the node has {sorted(config.features)}; record another interface"
             )
         if topic.kind in FEATURE_TYPES:
-            axes = feature.vector.names
-            add(topic.topic, name, lambda m, kind=topic.kind, axes=axes: read_feature(m, kind, axes))
+            add(topic.topic, name, partial(read_feature, kind=topic.kind, names=feature.vector.names))
     axes = interface.action.vector.names
     add(config.command_topic, "action", lambda m: twist_values(getattr(m, "twist", m), axes))
     return found
+
+
+def _picture(message: Any, spec: CameraSpec) -> np.ndarray:
+    return fitted(read_picture(message, spec), spec)
 
 
 def goals_of(inbox: GoalInbox) -> tuple[str, dict[str, Goal]]:
