@@ -15,6 +15,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -109,9 +110,13 @@ class Mavlink:
         target = (self._settings.system, self._settings.component)
         boot_ms = int(1e3 * (time.monotonic() - self._began_s))
         forward, right, down = frd.tolist()
-        self._say(lambda *ours: velocity_target((forward, right, down), float(turn[2]), boot_ms, *ours, target))
 
-    def _say(self, message: Any) -> None:
+        def message(sequence: int, system: int, own: int) -> bytes:
+            return velocity_target((forward, right, down), float(turn[2]), boot_ms, sequence, system, own, target)
+
+        self._say(message)
+
+    def _say(self, message: Callable[[int, int, int], bytes]) -> None:
         """Never waits; what the network does not take is counted."""
         peer = self._peer
         if peer is None:
