@@ -141,7 +141,7 @@ def _add_compose(verbs: Any) -> None:
 def _add_bench(verbs: Any) -> None:
     bench = _verb(verbs, "bench", _bench, "measure ours beside a reference in one run")
     learning = ["head", "compose", "sampler", "train", "crash", "data", "env", "flow", "policy"]
-    bench.add_argument("name", choices=[*learning, "rtc", "export", "node", "all"])
+    bench.add_argument("name", choices=[*learning, "rtc", "export", "node", "serve", "all"])
     bench.add_argument("--quick", action="store_true", help="a stated subset in about a minute")
     bench.add_argument("--kills", type=int, help="of bench crash: kills of each writer (default 1000, quick 20)")
 

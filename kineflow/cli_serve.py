@@ -21,6 +21,7 @@ def add(whats: Any) -> None:
     serve.add_argument("--token-file", type=Path, required=True, help="what clients must show; not readable by others")
     serve.add_argument("--config", default="deploy/server", help="server configuration (default deploy/server)")
     serve.add_argument("--device", default="cpu", help="where the policy computes, such as cuda (default cpu)")
+    serve.add_argument("--threads", type=int, default=1, help="of PyTorch on the CPU (default 1)")
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -29,4 +30,4 @@ def _serve(args: argparse.Namespace) -> int:
     from kineflow.deploy.server.process import load_served, serve, token_from
 
     config, token = load_config(ServerConfig, args.config, args.overrides), token_from(args.token_file)
-    return serve(lambda: load_served(args.policy, args.device), config, token, args.policy)
+    return serve(lambda: load_served(args.policy, args.device, args.threads), config, token, args.policy)

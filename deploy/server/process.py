@@ -18,11 +18,11 @@ from kineflow.deploy.server.session import Served
 REMEDY = f"write {SHORTEST_TOKEN} or more random characters to a file that you alone can read (umask 077; openssl rand -hex 32)"
 
 
-def load_served(source: str, device: str = "cpu") -> Served:
+def load_served(source: str, device: str = "cpu", threads: int = 1) -> Served:
     """Whatever `kineflow.deploy.loading.load_policy` takes. Raises KineflowError."""
     from kineflow.deploy.models import Model  # torch, unless the policy is exported
 
-    model = Model.load(source, device)
+    model = Model.load(source, device, threads)
     return Served(model.contract, model.policy.predict, model.tell)
 
 
