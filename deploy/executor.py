@@ -159,6 +159,16 @@ class Executor:
         self._said = reason
         return Intent(action, reason, self.observations.heard_s, self._epoch, index, rests=reason in AT_REST)
 
+    def ahead(self) -> Float[np.ndarray, "N A"]:
+        """What the plan has from now on, the action that is being executed first; N is 0 where nothing is."""
+        if self._executing is None:
+            return np.zeros((0, self.contract.interface.action.vector.size), np.float32)
+        action, chunk = self._executing
+        newest = self._chunks.newest or chunk
+        until = len(chunk.actions) if newest is chunk else max(newest.begin - chunk.begin, 0)
+        rest = [] if newest is chunk else [newest.actions[max(self._consumed - newest.begin, 0) :]]
+        return np.concatenate([action[None], chunk.actions[self._consumed - chunk.begin : until], *rest])
+
     def answer(self, question: Question, chunk: ActionChunk, now_s: float) -> str:
         """The policy's answer; why it was thrown away, or "". It is executed from the next boundary on."""
         if reason := self._not_awaited(question):

@@ -121,6 +121,12 @@ class Runner:
         with self._lock:
             self.control.executor.reset(self.clock.now(), reason, seed)
 
+    def ahead(self) -> np.ndarray:
+        """The plan from now on `[N, A]`."""
+        with self._lock:
+            ahead: np.ndarray = self.control.executor.ahead()
+            return ahead
+
     def diagnostics(self) -> dict[str, Any]:
         with self._lock:
             late = np.array(self.late_s or [0.0])

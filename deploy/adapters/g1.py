@@ -149,6 +149,9 @@ class G1:
         with self._lock:
             return self._words.waits(now_s)
 
+    def held(self, now_s: float) -> tuple[float, ...] | None:
+        return None
+
     def state(self, now_s: float) -> dict[str, Any]:
         with self._lock:
             words = self._words

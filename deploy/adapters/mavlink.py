@@ -95,6 +95,9 @@ class Mavlink:
     def waits(self, now_s: float) -> str:
         return self._offboard.waits(now_s)
 
+    def held(self, now_s: float) -> tuple[float, ...] | None:
+        return None
+
     def state(self, now_s: float) -> dict[str, Any]:
         return {**self._offboard.state(now_s), "peer": str(self._peer), "lost": self.lost}
 

@@ -60,7 +60,7 @@ class Offboard:
 
     def waits(self, now_s: float) -> str:
         mode = self._mode
-        if not 0 <= now_s - mode.heard_s <= self._settings.heard_s:
+        if now_s - mode.heard_s > self._settings.heard_s:  # heard by another thread: maybe after this tick began
             return "the autopilot is not heard"
         if not mode.obeys:
             return f"the autopilot is in mode {mode.name}"

@@ -35,6 +35,9 @@ class Robot(Protocol):
         """Why it does not take motion now (another mode, not armed, not heard), or "". The governor then rests, so that motion
         begins at rest when it does."""
 
+    def held(self, now_s: float) -> tuple[float, ...] | None:
+        """For commands of positions: where the joints are now. None: the commands are velocities."""
+
     def state(self, now_s: float) -> dict[str, Any]:
         """For diagnostics: plain values only."""
 

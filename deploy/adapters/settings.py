@@ -96,7 +96,7 @@ class MavlinkSettings:
 class Px4Settings:
     """A drone through ROS topics: px4_msgs over PX4's own bridge ("px4_msgs"), or MAVROS ("mavros").
 
-    `namespace` stands before the topics: "" gives fmu/in/..., "/uav1" /uav1/fmu/in/... MAVROS must be told to take velocities
+    `namespace` stands before the topics: "" gives /fmu/in/..., "/uav1" /uav1/fmu/in/... MAVROS must be told to take velocities
     of the body: setpoint_velocity/mav_frame BODY_NED. `guided` are the names of the modes in which MAVROS' autopilot obeys.
     """
 

@@ -1,6 +1,6 @@
 """What a policy node publishes: commands and heartbeats from the output thread, reports from the ROS thread.
 
-<command_topic>        TwistStamped or Twist, at the robot's rate, while active; in shadow mode shadow_<command_topic>
+<command_topic>        at the robot's rate, while active, in the words of the robot's adapter: robots.py
 heartbeat              std_msgs/Header beside each command: the guard's proof of life
 chunk/path, chunk/markers    where the plan leads, in the body's frame
 /diagnostics           once a second and on change;  status   std_msgs/String, on change, kept for who comes late
@@ -12,30 +12,28 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from geometry_msgs.msg import Twist, TwistStamped
 from nav_msgs.msg import Path
 from std_msgs.msg import Header, String
 from visualization_msgs.msg import MarkerArray
 
-from kineflow.contracts import KineflowError
 from kineflow.deploy.control import Ticked
 from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.deploy.ros2.messages import (
     along,
-    check_twist_axes,
     diagnostic_message,
     marker_message,
     path_message,
     run_message,
     to_time,
-    twist_message,
 )
 from kineflow.deploy.ros2.node_config import NodeConfig
 from kineflow.deploy.ros2.qos import Quality, profile
+from kineflow.deploy.ros2.robots import PathRobot, open_robot
 from kineflow.deploy.ros2.runs import Run
 
 STOP_MESSAGES = 3
@@ -45,16 +43,9 @@ class CommandOutput:
     """The one place where commands leave. Closed, it lets nothing through but `stop`; that is how the last word is kept."""
 
     def __init__(self, node: Any, robot: RobotProfile, config: NodeConfig) -> None:
-        """Raises KineflowError for an adapter that these topics do not serve."""
-        if robot.adapter not in ("twist", "twist_stamped"):
-            raise KineflowError(f"robot '{robot.name}' has adapter '{robot.adapter}'; these topics serve twist and twist_stamped")
-        check_twist_axes(robot.command.names)
-        self._node, self._robot, self._frame = node, robot, config.command_frame
-        self._stamped = robot.adapter == "twist_stamped"
-        topic = f"shadow_{config.command_topic.strip('/')}" if config.shadow else config.command_topic
-        kind = TwistStamped if self._stamped else Twist
-        # Reliable serves subscribers of both kinds; depth 1: an old command must not be sent again.
-        self._commands = node.create_publisher(kind, topic, profile(Quality(True)))
+        """Raises KineflowError: the robot's adapter cannot be opened."""
+        self._node = node
+        self.robot = open_robot(node, robot, config)
         self._beats = node.create_publisher(Header, "~/heartbeat", profile(Quality(True)))
         self._lock, self._open = threading.Lock(), False
         self._priority = config.fifo_priority
@@ -75,27 +66,32 @@ class CommandOutput:
         with self._lock:
             if self._open:
                 try:
-                    self._send(ticked.command.values, "active", time.monotonic() - ticked.now_s)
+                    self.robot.send(ticked.command, ticked.now_s)
+                    self._beat("active", time.monotonic() - ticked.now_s)
                 except Exception as error:
                     self.failure = f"{type(error).__name__}: {error}"
                     raise
 
+    def follow(self, ahead: Callable[[], np.ndarray], step_s: float) -> None:
+        """Where the robot follows paths: the plan `[N, A]` from now on."""
+        if isinstance(self.robot, PathRobot):
+            self.robot.plan(ahead(), step_s)
+
     def stop(self, times: int = STOP_MESSAGES) -> None:
-        """Close, and say stop: zero velocity. Whoever comes after this says nothing. Idempotent, any thread."""
+        """Close, and say stop. Whoever comes after this says nothing. Idempotent, any thread."""
         with self._lock:
             was_open, self._open = self._open, False
             for _ in range(times if was_open else 0):
-                self._send(np.zeros(self._robot.command.size), "stopped")
+                self.robot.stop(time.monotonic())
+                self._beat("stopped")
 
     def close(self) -> None:
         self.stop()
-        self._node.destroy_publisher(self._commands)
+        self.robot.close()
         self._node.destroy_publisher(self._beats)
 
-    def _send(self, values: np.ndarray, state: str, age_s: float = 0.0) -> None:
-        """Stamped with the time for which it was governed: limits hold between stamps."""
+    def _beat(self, state: str, age_s: float = 0.0) -> None:
         stamp = to_time(1e-9 * self._node.get_clock().now().nanoseconds - age_s)
-        self._commands.publish(twist_message(self._stamped, self._robot.command.names, values, stamp, self._frame))
         self._beats.publish(Header(stamp=stamp, frame_id=state))
         self.sent += 1
 

@@ -151,6 +151,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
 
         self._ask = ask
         self._output, self._reports = CommandOutput(self, robot, config), Reports(self, robot, config)
+        self._governed.waits = self._output.robot.waits
         self._runner = self._new_runner()
         self._inputs = Inputs(self, qualities, Intake(contract, robot, config, self._governor, self._observe))
         inbox = GoalInbox(contract, config.goals.video_rate_hz)
@@ -165,7 +166,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         now = time.monotonic()
         if silence := self._control.executor.observations.silence(now):
             raise KineflowError(f"{silence}; activation needs fresh observations of every stream")
-        self._governor.activate(now)
+        self._governor.activate(now, self._output.robot.held(now))
         self._runner = self._new_runner()
         self._runner.set_goal(self._told) if self._told else self._runner.reset("activated")
         self._rested = 0
@@ -276,6 +277,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         if self._runner is None or self._output is None:
             return
         label, now = self._state_label(), time.monotonic()
+        self._output.follow(self._runner.ahead, self._control.executor.step_s)
         ticked = self._output.last
         why = "" if ticked is None or label != "active" else "; ".join(ticked.command.reasons)
         outcome = ticked.command.outcome if ticked is not None and label == "active" else label
@@ -309,7 +311,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         assert self._output is not None
         values = {"state": label, "outcome": outcome, "why": why, "shadow": self._config.shadow, "fifo": self._output.fifo}
         values |= self._runner.diagnostics()
-        values |= {"governor": self._governor.state(now), "sent": self._output.sent}
+        values |= {"governor": self._governor.state(now), "sent": self._output.sent, "robot": self._output.robot.state(now)}
         values |= {
             "received": dict(self._inputs.intake.received),
             "input_faults": dict(self._inputs.intake.faults),

@@ -183,6 +183,7 @@ def test_an_autopilot_that_falls_silent_is_in_no_mode() -> None:
     assert offboard.waits(5.0) == "the autopilot is not heard"
     offboard.hear(Mode("OFFBOARD", True, True, 5.0))
     assert offboard.tick(command("follows"), 5.9).setpoint is not None
+    assert offboard.tick(command("follows"), 4.999).setpoint is not None, "heard while the tick was under way"
     assert offboard.tick(command("follows"), 6.1).setpoint is None
 
 
