@@ -71,6 +71,7 @@ class Runner:
         ]
         self._error: BaseException | None = None
         self.late_s: deque[float] = deque(maxlen=1000)  # by how much ticks missed their times
+        self.took_s: deque[float] = deque(maxlen=1000)  # executor and governor, with the wait for the lock
 
     def warm_up(self, calls: int = 3) -> None:
         """Ask the policy what it will be asked, before anything moves; these answers count nowhere.
@@ -129,8 +130,8 @@ class Runner:
 
     def diagnostics(self) -> dict[str, Any]:
         with self._lock:
-            late = np.array(self.late_s or [0.0])
-            return {**self.control.diagnostics(self.clock.now()), "tick_late_p99_s": float(np.percentile(late, 99))}
+            late, took = (float(np.percentile(np.array(times or [0.0]), 99)) for times in (self.late_s, self.took_s))
+            return {**self.control.diagnostics(self.clock.now()), "tick_late_p99_s": late, "tick_took_p99_s": took}
 
     def _output(self) -> None:
         try:
@@ -141,6 +142,7 @@ class Runner:
                 with self._lock:
                     ticked = self.control.tick(now_s)
                     has_question = self.control.executor.has_question
+                self.took_s.append(self.clock.now() - now_s)
                 if has_question:
                     self._due.set()
                 self._publish(ticked)

@@ -37,7 +37,7 @@ def bench_node(quick: bool) -> Iterator[Row]:
         for line in process.stdout:
             found = json.loads(line)
             yield Row(
-                name=f"promise {found['number']}: {found['promise']}",
+                name=f"promise {found['number']}: {found['promise']}" if found["number"] else found["promise"],
                 value=found["value"],
                 unit=found["unit"],
                 better="higher" if found["unit"] in ("dropped", "reports", "fault") else "lower",

@@ -149,6 +149,14 @@ def clean_exit(session: Session, number: int) -> Measured:
     return Measured(10, "signal: first zero", 1e3 * zero, 100, "ms", held, note + f"exit in {1e3 * seconds:.0f} ms")
 
 
+def clean_exits(rows: Sequence[Measured]) -> Measured:
+    """18, of many exits by signals: none aborted, hung, or took 2 s."""
+    good = sum(", rc 0," in row.note and float(row.note.rsplit("exit in ", 1)[1].split()[0]) < 2000 for row in rows)
+    slowest = max(float(row.note.rsplit("exit in ", 1)[1].split()[0]) for row in rows)
+    promise = f"exits of {len(rows)} with an abort, a hang, or beyond 2 s"
+    return Measured(18, promise, len(rows) - good, 0, "exits", good == len(rows), f"rc 0 in {good}; the slowest {slowest:.0f} ms")
+
+
 def killed(session: Session, number: int) -> Measured:
     """11: the node is killed or frozen at speed: the guard sends zero within 0.25 s of the last command, and goes on."""
     rig = session.rig

@@ -22,6 +22,7 @@ class Session:
     base_words: tuple[str, ...] = ()
     node_settings: dict[str, object] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
+    config: str = "nodes/wheeled"
 
     def up(self) -> None:
         """Everything runs and the base moves (policies that move it)."""
@@ -41,7 +42,7 @@ class Session:
     def start_node(self) -> None:
         words = ["--policy", f"kineflow.deploy.ros2.toy_policies:{self.policy}", *self.overrides]
         listed = "[" + ", ".join(f"'{word}'" for word in words) + "]"
-        self.rig.start("node", "policy", *parameters(config="nodes/wheeled", overrides=listed, **self.node_settings))
+        self.rig.start("node", "policy", *parameters(config=self.config, overrides=listed, **self.node_settings))
         self.rig.meet()
 
     def configure(self) -> None:

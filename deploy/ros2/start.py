@@ -20,6 +20,7 @@ NODES = {
     "guard": "guard_node",
     "recorder": "recorder_node",
     "base": "simulated_base",
+    "bare": "bare_loop",
 }
 
 

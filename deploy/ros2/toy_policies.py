@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -37,7 +37,7 @@ _COMMAND = VectorSpec(
 Plan = Callable[[Observation, int], np.ndarray]  # observation of one row, number of the call -> [H, 4]
 
 
-def toy_contract(goals: bool = False) -> PolicyContract:
+def toy_contract(goals: bool = False, step_s: float = STEP_S, execution: int = 4) -> PolicyContract:
     """Of every policy here."""
     features = {"pose": FeatureSpec(_POSE, 10.0)}
     plain = (0.0, 1.0, -1.0, 1.0, -1.0, 1.0)
@@ -45,11 +45,11 @@ def toy_contract(goals: bool = False) -> PolicyContract:
     return PolicyContract(
         interface=Interface(
             features,
-            FeatureSpec(_COMMAND, 1 / STEP_S),
+            FeatureSpec(_COMMAND, 1 / step_s),
             {"front": CameraSpec(96, 96, 10.0)},
             {"point": GoalSpec("point")} if goals else {},
         ),
-        horizons=Horizons(1, H, 4),
+        horizons=Horizons(1, H, execution),
         sampler=SamplerSpec("linear", "velocity", "euler", 1),
         statistics=statistics,
         dataset_hash="toy",
@@ -72,7 +72,8 @@ class Toy:
         actions = self.plan(observation, self.calls).astype(np.float32)
         rows = len(observation.state)
         stop = None if self.arrived is None else np.full(rows, float(self.arrived(observation)))
-        return ActionChunk(np.repeat(actions[None], rows, axis=0), STEP_S, observation.stamp_s[:, -1], stop)
+        step_s = 1 / self.contract.interface.action.rate_hz
+        return ActionChunk(np.repeat(actions[None], rows, axis=0), step_s, observation.stamp_s[:, -1], stop)
 
 
 def _constant(vx: float, yaw_rate: float = 0.0) -> np.ndarray:
@@ -106,6 +107,14 @@ def to_point() -> Toy:
         return np.array(actions)
 
     return Toy(plan, toy_contract(goals=True), near_goal)
+
+
+def echo() -> Toy:
+    """As fast as its x says, asked anew for each command: what is sensed is commanded, for measuring how long that takes. It has
+    no camera, which the state would be aligned with."""
+    contract = toy_contract(step_s=0.02, execution=1)
+    contract = replace(contract, interface=replace(contract.interface, cameras={}))
+    return Toy(lambda observation, call: _constant(float(observation.state[0, -1, 0])), contract)
 
 
 def wild() -> Toy:

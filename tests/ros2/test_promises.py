@@ -84,5 +84,15 @@ def test_10_signals_stop_the_robot_and_end_cleanly(session: Session, number: sig
     in_time(measured)
 
 
+@pytest.mark.slow
+def test_18_twenty_exits_without_abort_or_hang(session: Session) -> None:
+    rows = []
+    for number in [signal.SIGINT, signal.SIGTERM] * 10:
+        if "node" not in session.rig.processes:
+            session.restart_node()
+        rows.append(promises.clean_exit(session, number))
+    exactly(promises.clean_exits(rows))
+
+
 def test_08_a_latched_estop_survives_a_restart(session: Session) -> None:
     exactly(promises.latched_restart(session, restarts=1))
