@@ -212,6 +212,8 @@ class PolicyServer:
                 reply.add_done_callback(replies.discard)
                 # The reply reads its message before the next one is taken, so that resets are seen in their place.
                 await asyncio.sleep(0)
+                if len(replies) > 2 * self.config.questions_per_client:  # a client that asks and does not listen
+                    await asyncio.wait(replies, return_when=asyncio.FIRST_COMPLETED)
         except require("websockets.exceptions", "to serve policies").ConnectionClosed:
             pass
         finally:
@@ -254,7 +256,7 @@ class PolicyServer:
         try:
             await asyncio.wait_for(connection.send(data), self.config.send_timeout_s)
         except asyncio.TimeoutError:
-            self.counts["slow clients"] += 1
+            self.counts["slow clients"] += not connection.transport.is_closing()
             connection.transport.abort()
 
 

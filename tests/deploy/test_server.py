@@ -7,14 +7,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from kineflow.contracts import ContractError, KineflowError
+from kineflow.contracts import ContractError, KineflowError, Observation
 from kineflow.deploy.client import NoAnswer, PolicyClient, ServerRefusedError
 from kineflow.deploy.messages import PROTOCOL_HEADER, message, observation_fields, request_fields
 from kineflow.deploy.server.config import ServerConfig
@@ -289,6 +290,43 @@ def test_more_rows_and_steps_than_allowed_are_refused() -> None:
             asking.act(observation(1, rows=5), request(*range(5)))
         with pytest.raises(ServerRefusedError, match="steps"):
             asking.act(observation(1), request(0, steps=11))
+
+
+def test_a_client_that_takes_no_answers_is_sent_away() -> None:
+    """Its answers would pile up in the server; here they are 32 kB each, and its questions 4 kB."""
+    rows = observation(1)
+    rows = Observation(
+        *(np.repeat(v, 512, axis=0) for v in (rows.state, rows.stamp_s)), {"front": np.zeros((512, 2, 4, 6, 3), np.uint8)}
+    )
+    asked = {"observation": observation_fields(rows), "request": request_fields(request(*range(512)))}
+    data = pack(message("act", 1, epoch=0, told=False, executed=0, **asked))
+    options = {"compression": None, "close_timeout": 0.1, "ping_interval": None, "max_queue": 1}  # reads one answer by itself
+    many = {"max_rows": 512, "questions_per_client": 4000, "questions": 4000}
+    with running(send_timeout_s=0.3, **many) as server, client(server.url) as other:
+        with connect(server.url, additional_headers=OURS, **options) as link:
+            began_s = time.monotonic()
+            while not server.server.counts["slow clients"] and time.monotonic() - began_s < 60:
+                with suppress(OSError, ConnectionClosed):
+                    link.send(data)
+                time.sleep(0.001)
+        assert server.server.counts["slow clients"] >= 1
+        assert other.act(observation(2), request(0)).chunk.actions[0, 0, 0] == 2
+
+
+@pytest.mark.parametrize(
+    ("goal", "rate_hz", "why"),
+    [
+        ({"video": CLIP[:, :3]}, 5.0, "the policy takes"),
+        ({"video": CLIP.astype(np.float32)}, 5.0, "the policy takes"),
+        ({"video": CLIP[:0]}, 5.0, "a clip of 0 frames"),
+        ({"video": CLIP}, 0.0, "at 0 Hz"),
+        ({"point": np.zeros(4, np.float32)}, 0.0, "the policy takes"),
+        ({"point": np.full(3, np.nan, np.float32)}, 0.0, "not finite"),
+    ],
+)
+def test_goals_that_do_not_fit_are_refused_when_they_are_told(goal: dict[str, Any], rate_hz: float, why: str) -> None:
+    with running() as server, client(server.url) as asking, pytest.raises(ContractError, match=why):
+        asking.tell(goal, rate_hz)
 
 
 def test_more_clients_than_allowed_wait_outside() -> None:
