@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
-from kineflow.deploy.ros2 import latency, promises
+from kineflow.deploy.ros2 import latency, promises, robot_promises
 from kineflow.deploy.ros2.promises import Measured
 from kineflow.deploy.ros2.rig import Rig
 from kineflow.deploy.ros2.session import Session
@@ -39,6 +39,8 @@ def measured(quick: bool) -> Iterator[Measured]:
     )
     for policy, promise, clock in others:
         yield one(policy, promise, clock=clock)
+    yield robot_promises.autopilot_hears_silence()
+    yield robot_promises.humanoid_stands()
     yield from latency.compared(60.0)
 
 

@@ -21,6 +21,7 @@ from nav_msgs.msg import Path
 from std_msgs.msg import Header, String
 from visualization_msgs.msg import MarkerArray
 
+from kineflow.deploy.adapters.g1 import G1
 from kineflow.deploy.control import Ticked
 from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.deploy.ros2.messages import (
@@ -33,7 +34,7 @@ from kineflow.deploy.ros2.messages import (
 )
 from kineflow.deploy.ros2.node_config import NodeConfig
 from kineflow.deploy.ros2.qos import Quality, profile
-from kineflow.deploy.ros2.robots import PathRobot, open_robot
+from kineflow.deploy.ros2.robots import Echoed, PathRobot, open_robot
 from kineflow.deploy.ros2.runs import Run
 
 STOP_MESSAGES = 3
@@ -76,6 +77,11 @@ class CommandOutput:
         """Where the robot follows paths: the plan `[N, A]` from now on."""
         if isinstance(self.robot, PathRobot):
             self.robot.plan(ahead(), step_s)
+
+    def damp(self) -> str:
+        """The operator's decision (deploy/adapters/g1.py). Why it was not done, or ""."""
+        robot = self.robot.robot if isinstance(self.robot, Echoed) else self.robot
+        return robot.damp(time.monotonic()) if isinstance(robot, G1) else "this robot cannot be damped"
 
     def stop(self, times: int = STOP_MESSAGES) -> None:
         """Close, and say stop. Whoever comes after this says nothing. Idempotent, any thread."""

@@ -70,6 +70,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self.create_service(SetBool, "~/run", self._on_run)
         self.create_service(Trigger, "~/reset_estop", self._on_reset_estop)
         self.create_service(Trigger, "~/reset_fault", self._on_reset_fault)
+        self.create_service(Trigger, "~/damp", self._on_damp)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # a frozen /clock must not silence reports
         self._watch = self.create_timer(WATCH_S, self._watch_over, clock=steady)
         self._reported_s, self._said = 0.0, ("", "")
@@ -257,6 +258,12 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
             self._runner.reset("fault reset")
             self._governor.reset_fault(time.monotonic())
         response.success = self._runner is not None
+        return response
+
+    def _on_damp(self, request: Any, response: Any) -> Any:
+        """The operator's alone: the joints of a humanoid yield, it may fall."""
+        reason = self._output.damp() if self._output is not None else "not configured"
+        response.success, response.message = not reason, reason or "damped"
         return response
 
     def _start_alone(self) -> None:
