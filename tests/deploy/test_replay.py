@@ -137,6 +137,15 @@ def test_a_replayed_bag_commands_what_the_parts_do_in_process(tmp_path: Path) ->
     assert found.activations == 1
 
 
+def test_messages_count_in_the_order_of_their_receipt(tmp_path: Path) -> None:
+    """A recorder with several threads writes nearly in order."""
+    log = sorted(messages() + beats(0.3, SECONDS), key=lambda message: message[1])
+    mixed = [log[i] for i in np.argsort(np.arange(len(log)) + np.random.default_rng(1).uniform(0, 40, len(log)))]
+    expected = replayed(bag_of(tmp_path, log)).trace.commands
+    found = replayed(write_log(tmp_path / "mixed.mcap", mixed)).trace.commands
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_a_latency_delays_the_commands_by_as_much(tmp_path: Path) -> None:
     bag = bag_of(tmp_path, messages() + beats(0.3, SECONDS))
     first = [next(t.now_s for t in replayed(bag, s).trace.ticks if t.command.values.any()) for s in (0.0, 0.2)]
