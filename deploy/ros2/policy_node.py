@@ -75,6 +75,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self._watch = self.create_timer(WATCH_S, self._watch_over, clock=steady)
         self._reported_s, self._said = 0.0, ("", "")
         self._rested = 0
+        self._held: Any = None  # positions at the last look
         self._refused, self._refused_s = "", 0.0
         self._told: FollowsGoal | None = None
         self._runs = Runs()
@@ -309,7 +310,12 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
 
     def _is_at_rest(self, ticked: Any) -> bool:
         """Zeros go on for a while, for whoever listens."""
-        moves = ticked is not None and bool(ticked.command.values.any())
+        values = None if ticked is None else ticked.command.values
+        if self._robot.kind == "position":
+            last, self._held = self._held, values
+            moves = values is not None and last is not None and bool((values != last).any())
+        else:
+            moves = values is not None and bool(values.any())
         self._rested = 0 if moves else self._rested + 1
         return self._rested > REST_TICKS
 

@@ -154,3 +154,28 @@ def slow() -> Toy:
         return _constant(SPEED)
 
     return Toy(plan)
+
+
+def arm() -> Toy:
+    """Joint 1 goes to 0.4 rad at 0.3 rad/s, the others stay; commands are positions, and there is no camera."""
+    names = tuple(f"joint_{i}" for i in range(1, 7))
+    joints = VectorSpec(names, ("rad",) * 6, "joints", (-3.14,) * 6, (3.14,) * 6)
+    statistics = {
+        name: FeatureStatistics(2, *((v,) * 6 for v in (0.0, 1.0, -1.0, 1.0, -1.0, 1.0))) for name in ("joints", "action")
+    }
+    contract = PolicyContract(
+        interface=Interface({"joints": FeatureSpec(joints, 10.0)}, FeatureSpec(joints, 1 / STEP_S), {}, {}),
+        horizons=Horizons(1, H, 4),
+        sampler=SamplerSpec("linear", "velocity", "euler", 1),
+        statistics=statistics,
+        dataset_hash="toy",
+        versions={},
+        golden=GoldenPair(((0.0,) * 6,), 0, ((0.0,) * 6,) * H),
+    )
+
+    def plan(observation: Observation, call: int) -> np.ndarray:
+        actions = np.tile(observation.state[0, -1], (H, 1))
+        actions[:, 0] = np.minimum(actions[0, 0] + 0.3 * STEP_S * np.arange(1, H + 1), 0.4)
+        return actions
+
+    return Toy(plan, contract)

@@ -25,7 +25,38 @@ def test_shipped_profiles_load_and_survive_saving(name: str, tmp_path: Path) -> 
 
 
 def test_every_embodiment_is_shipped() -> None:
-    assert set(ROBOTS) >= {"wheeled", "g1", "drone", "arm"}
+    assert set(ROBOTS) >= {"wheeled", "g1", "drone", "arm", "drone_px4", "wheeled_path"}
+
+
+def test_every_adapter_is_shipped() -> None:
+    """But plain Twist, which is one word in robots/wheeled."""
+    adapters = {load_config(RobotProfile, f"robots/{name}").adapter for name in ROBOTS}
+    assert adapters == {"twist_stamped", "g1", "mavlink", "px4", "joint_trajectory", "path"}
+
+
+@pytest.mark.parametrize(
+    ("robot", "change", "message"),
+    [
+        ("wheeled", "adapter: g1\nmavlink: {autopilot: px4}", "has adapter 'g1' and settings of ['mavlink']"),
+        ("arm", "adapter: twist\njoint_trajectory: null", "adapter 'twist' does not carry commands of kind position"),
+        ("wheeled", "adapter: joint_trajectory", "adapter 'joint_trajectory' does not carry commands of kind velocity"),
+        ("drone", "adapter: g1\nmavlink: null", "adapter 'g1' does not carry 'vz'"),
+        ("g1", "g1: {duration_s: 864000.0}", "g1.duration_s is 864000.0; a velocity may last 0.5 s at most"),
+        ("g1", "g1: {interfaces: eth0}", "unknown key 'interfaces'; did you mean 'interface'?"),
+        ("drone", "mavlink: {autopilot: betaflight}", "got 'betaflight'; one of ('px4', 'ardupilot')"),
+        ("drone", "mavlink: {offboard: {silent_s: 1.0}}", "offboard.silent_s is 1.0; 0.25 s after a fault is the latest"),
+        ("drone", "mavlink: {address: ttyUSB0}", "mavlink.address is 'ttyUSB0'; write HOST:PORT"),
+        ("arm", "joint_trajectory: {lead_s: 0.0}", "lead_s is from 0 to 1 s"),
+        ("wheeled_path", "path: {rate_hz: 0.0}", "rate_hz is from 0 to 50"),
+    ],
+)
+def test_a_wrong_adapter_is_named(robot: str, change: str, message: str, tmp_path: Path) -> None:
+    """YAML's later keys win: each change is written below a shipped profile."""
+    file = tmp_path / "robot.yaml"
+    file.write_text(f"{(CONFIG_ROOT / 'robots' / f'{robot}.yaml').read_text()}\n{change}\n")
+    with pytest.raises(KineflowError) as refused:
+        load_config(RobotProfile, file)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["wheeled", "g1", "drone"])
