@@ -6,7 +6,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from kineflow.contracts import ContractError, KineflowError, Observation
+from kineflow.contracts import ContractError, KineflowError, Observation, SamplingRequest
 from kineflow.deploy.client import NoAnswer, PolicyClient, ServerRefusedError
 from kineflow.deploy.messages import PROTOCOL_HEADER, message, observation_fields, request_fields
 from kineflow.deploy.server.config import ServerConfig
@@ -105,27 +105,43 @@ def test_one_client_waits_for_no_company() -> None:
         assert asking.act(observation(1), request(0)).timing["queue_ms"] < 10_000
 
 
-def test_questions_of_different_kinds_are_not_one_call() -> None:
-    toy = Toy(slow_s=0.05)
-    with running(toy, max_wait_s=1.0) as server, client(server.url) as a, client(server.url) as b, client(server.url) as c:
-        said = at_once(
-            lambda: a.act(observation(1, 1.0), request(0)),
-            lambda: b.act(observation(2, 1.0), request(0, steps=5)),
-            lambda: c.act(_with_clip(3), request(0)),
-        )
-    assert [answer.chunk.actions[0, 0, 0] for answer in said] == [2, 3, 3 + 9]
-    assert [answer.timing["batch_rows"] for answer in said] == [1, 1, 1]
+def behind_one_another(asking: list[PolicyClient], *questions: tuple[Observation, SamplingRequest]) -> list[Any]:
+    """What each of `questions` gives or raises; they came while the policy was busy with another, so they wait together."""
+    busy = threading.Thread(target=lambda: asking[0].act(observation(7400), request(0)))
+    busy.start()
+    time.sleep(0.15)
+    said = at_once(*(lambda k=k: asking[k + 1].act(*questions[k]) for k in range(len(questions))))
+    busy.join()
+    return said
 
 
-def test_a_question_that_breaks_the_policy_breaks_alone() -> None:
-    with running(Toy(slow_s=0.05), max_wait_s=1.0) as server, client(server.url) as a, client(server.url) as b:
-        at_once(lambda: a.act(observation(0), request(0)), lambda: b.act(observation(0), request(0)))  # both are company now
-        bad, good = at_once(lambda: a.act(observation(666), request(0)), lambda: b.act(observation(2), request(0)))
+@pytest.fixture
+def several() -> Iterator[list[PolicyClient]]:
+    """Clients of one server, connected."""
+    with running(max_wait_s=0.1) as server, ExitStack() as links:
+        asking = [links.enter_context(client(server.url)) for _ in range(4)]
+        for one in asking:
+            one.connect(20)
+        yield asking
+
+
+def test_questions_of_different_kinds_are_not_one_call(several: list[PolicyClient]) -> None:
+    alike = behind_one_another(several, *((observation(k, 1.0), request(0)) for k in range(3)))
+    assert max(answer.timing["batch_rows"] for answer in alike) >= 2
+    plain, steps = (observation(1, 1.0), request(0)), (observation(2, 1.0), request(0, steps=5))
+    for other in (steps, (observation(2, 1.0), request(0, guidance_scale=2.0)), (_with_clip(2), request(0))):
+        said = behind_one_another(several, plain, other)
+        assert [answer.timing["batch_rows"] for answer in said] == [1, 1]
+    assert [answer.chunk.actions[0, 0, 0] for answer in said] == [2, 2 + 9]
+
+
+def test_a_question_that_breaks_the_policy_breaks_alone(several: list[PolicyClient]) -> None:
+    for _ in range(2):
+        one, bad, other = behind_one_another(several, *((observation(k), request(0)) for k in (1, 666, 3)))
         assert isinstance(bad, NoAnswer)
         assert bad.code == "failed"
         assert "the policy broke" in str(bad)
-        assert good.chunk.actions[0, 0, 0] == 2
-        assert a.act(observation(3), request(0)).chunk.actions[0, 0, 0] == 3
+        assert [one.chunk.actions[0, 0, 0], other.chunk.actions[0, 0, 0]] == [1, 3]
 
 
 @pytest.mark.parametrize(

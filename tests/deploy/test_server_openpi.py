@@ -15,7 +15,7 @@ from tests.deploy.serving import TOKEN, Running, Toy, contract, observation, run
 
 # Its client opens connections in the way that newer websockets advise against, and leaves them to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore:connect:DeprecationWarning")
-FRAME = np.full((4, 6, 3), 9, np.uint8)
+FRAME = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
 
 class Recorder(Toy):
