@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from kineflow import cli_replay, cli_serve
+from kineflow import cli_replay, cli_robot, cli_serve
 from kineflow.cli_verb import add_verb, show
 
 
@@ -17,6 +17,7 @@ def add(verbs: Any) -> None:
     _add_simulate(whats)
     cli_replay.add(whats)
     cli_serve.add(whats)
+    cli_robot.add(whats)
 
 
 def _add_simulate(whats: Any) -> None:

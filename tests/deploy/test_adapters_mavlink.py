@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kineflow.cli import main
 from kineflow.config import load_config
 from kineflow.deploy.adapters.mavlink import Mavlink
 from kineflow.deploy.adapters.robot import open_robot
@@ -157,3 +159,22 @@ def test_addresses_that_cannot_be_used_are_named() -> None:
 def test_adapters_of_topics_say_so() -> None:
     with pytest.raises(KineflowError, match="which is topics: run it by the ROS 2 node"):
         open_robot(load_config(RobotProfile, "robots/wheeled"))
+
+
+def test_the_verb_looks_and_moves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with AdapterRig(tmp_path) as rig:
+        port = free_port()
+        profile = rig.profile("drone", f"mavlink: {{address: '127.0.0.1:{port}'}}")
+        assert main(["deploy", "robot", str(profile), "--seconds", "0.2"]) == 1
+        assert "the autopilot is not heard" in capsys.readouterr().out
+        module = "kineflow.deploy.adapters.simulated_autopilot"
+        words = ("--log", str(rig.log), "--companion", f"127.0.0.1:{port}")
+        pilot = rig.start("autopilot", "-m", module, *words).stdout
+        assert pilot is not None
+        pilot.readline()  # it speaks now
+        assert main(["deploy", "robot", str(profile), "--seconds", "1.5", "--json"]) == 1
+        found = json.loads(capsys.readouterr().out)
+        assert found["waits"] in ("the autopilot is in mode AUTO", "the autopilot is not armed")
+        assert (found["adapter"], found["limits"]["vx"]) == ("mavlink", [-1.0, 1.0])
+        assert rig.heard() == []
+    assert main(["deploy", "robot", "robots/wheeled"]) == 0
