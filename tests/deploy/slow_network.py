@@ -12,12 +12,13 @@ from collections.abc import Iterator
 
 class Network:
     """Forwards `port` to `target`. `delay_s` each way; `stall_s` every `stall_every` pieces, as a lost packet sent again does;
-    `cut_after` bytes of answers of each connection, then it is broken; `swallows`: nothing arrives, nothing breaks."""
+    `cut_after` bytes of answers of each connection, then it is broken; `swallows`: nothing arrives, nothing breaks; `freezes`:
+    nothing is taken any more."""
 
     def __init__(self, target: int) -> None:
         self.target = target
         self.delay_s = self.stall_s = 0.0
-        self.stall_every, self.cut_after, self.swallows = 0, 0, False
+        self.stall_every, self.cut_after, self.swallows, self.freezes = 0, 0, False, False
         self.cuts = self.stalls = 0
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
@@ -34,6 +35,7 @@ class Network:
                 one.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        self.freezes = False
         self._listening.close()
         self.cut_all()
 
@@ -57,7 +59,11 @@ class Network:
     def _forward(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
         passed = pieces = 0
         with contextlib.suppress(OSError, ValueError):
-            while select.select([source], [], [])[0] and (data := source.recv(1 << 16)):
+            while select.select([source], [], [])[0]:
+                while self.freezes:
+                    time.sleep(0.01)
+                if not (data := source.recv(1 << 16)):
+                    break
                 pieces += 1
                 stalls = self.stall_every and pieces % self.stall_every == 0
                 self.stalls += bool(stalls)

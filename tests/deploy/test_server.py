@@ -106,8 +106,8 @@ def test_one_client_waits_for_no_company() -> None:
 
 
 def behind_one_another(asking: list[PolicyClient], *questions: tuple[Observation, SamplingRequest]) -> list[Any]:
-    """What each of `questions` gives or raises; they came while the policy was busy with another, so they wait together."""
-    busy = threading.Thread(target=lambda: asking[0].act(observation(7400), request(0)))
+    """What each of `questions` gives or raises; they came while the policy was busy with another of no kind of theirs."""
+    busy = threading.Thread(target=lambda: asking[0].act(observation(7400), request(0, steps=7)))
     busy.start()
     time.sleep(0.15)
     said = at_once(*(lambda k=k: asking[k + 1].act(*questions[k]) for k in range(len(questions))))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from kineflow.cli import main
+from kineflow.config import load_config
 from kineflow.contracts import (
     CameraSpec,
     FeatureSpec,
@@ -41,6 +42,7 @@ from kineflow.policies.encoders.state import State
 from kineflow.policies.encoders.static_words import HashedWords
 from kineflow.policies.eval_result import EvalConfig
 from kineflow.policies.heads.flow_dit import FlowDiT
+from kineflow.policies.heads.mlp import MLP
 from kineflow.policies.objectives import FlowMatching
 from kineflow.policies.policy_config import PolicyConfig
 from kineflow.policies.telling import backbone_of
@@ -149,7 +151,10 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("mode", ["rtc", "bid"])
 def test_an_episode_through_the_server_is_the_episode_here(mode: str) -> None:
     """Guided chunks with their prefixes, and several candidates: command by command the same."""
-    small = SmallPolicy()
+    interface = load_config(Interface, "interfaces/pusht")
+    small = random_policy(
+        PolicyConfig(Horizons(2, 16, 8), MLP(32, 1), FlowMatching(steps=3), State(width=32, depth=1)), interface
+    )
     config = ExecutorConfig(mode=mode, candidates=3)  # type: ignore[arg-type]
 
     def commands(policy: Any) -> np.ndarray:
