@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +18,9 @@ import pytest
 from kineflow.cli import main
 from kineflow.config import load_config
 from kineflow.deploy.adapters.mavlink import Mavlink
+from kineflow.deploy.adapters.mavlink_wire import HEARTBEAT, frame
 from kineflow.deploy.adapters.robot import open_robot
-from kineflow.deploy.adapters.settings import MavlinkSettings
+from kineflow.deploy.adapters.settings import MavlinkSettings, OffboardSettings
 from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.interface import KineflowError
 from tests.deploy.adapter_rig import BUSY_S, DRIVER, AdapterRig, free_port
@@ -154,6 +157,29 @@ def test_addresses_that_cannot_be_used_are_named() -> None:
         assert first.waits(time.monotonic()) == "the autopilot is not heard"
     finally:
         first.close()
+
+
+def test_another_sender_does_not_take_the_stream_over() -> None:
+    """Whoever spoke first is our autopilot; a second one with its number is heard only after the first fell silent."""
+    robot = Mavlink(drone(address="127.0.0.1:0", offboard=OffboardSettings(heard_s=0.6)))
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as first, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            flying, holding = (frame(HEARTBEAT, struct.pack("<IBBBBB", m << 16, 2, 12, 129, 4, 3), 0, 1, 1) for m in (6, 4))
+
+            def says(sender: socket.socket, words: bytes) -> str:
+                sender.sendto(words, ("127.0.0.1", robot.port))
+                time.sleep(0.15)
+                return robot.waits(time.monotonic())
+
+            assert says(other, frame(HEARTBEAT, b"\1", 0, 1, 190)) == "the autopilot is not heard", "another component"
+            assert says(first, holding) == "the autopilot is in mode AUTO"
+            assert says(other, flying) == "the autopilot is in mode AUTO"
+            assert says(first, flying) == ""
+            time.sleep(0.7)
+            assert robot.waits(time.monotonic()) == "the autopilot is not heard"
+            assert says(other, flying) == ""
+    finally:
+        robot.close()
 
 
 def test_adapters_of_topics_say_so() -> None:
