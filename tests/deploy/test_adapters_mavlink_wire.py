@@ -65,6 +65,14 @@ def test_a_damaged_heartbeat_is_none(vector: dict[str, Any]) -> None:
         assert [p for p in packets(bytes(damaged)) if p.message == HEARTBEAT] == []
 
 
+@pytest.mark.parametrize("vector", VECTORS["received"], ids=lambda v: v["what"])
+def test_a_heartbeat_cut_short_is_none(vector: dict[str, Any]) -> None:
+    """Also within the signature, which belongs to it."""
+    data = bytes.fromhex(vector["hex"])
+    for cut in range(1, 13 if "signed" in vector["what"] else 3):
+        assert list(packets(data[:-cut])) == []
+
+
 @given(st.binary(max_size=400))
 def test_noise_is_never_an_error(data: bytes) -> None:
     for packet in packets(data):
