@@ -110,7 +110,7 @@ def test_a_shadow_opens_no_link() -> None:
 def test_bridges_that_are_not_installed_are_named() -> None:
     for bridge, package in (("px4_msgs", "px4_msgs"), ("mavros", "mavros_msgs")):
         with pytest.raises(KineflowError, match=rf"install ros-<distro>-{package}"):
-            open_robot(NoNode(), robot("drone", adapter="px4", px4=Px4Settings(bridge=bridge)), CONFIG)  # type: ignore[arg-type]
+            open_robot(NoNode(), robot("drone_px4", px4=Px4Settings(bridge=bridge)), CONFIG)  # type: ignore[arg-type]
 
 
 # The arm, over rclpy
@@ -281,7 +281,7 @@ class Flight:
 
     def __init__(self, bridge: Any) -> None:
         self.node = NoNode()
-        self.robot = open_robot(self.node, robot("drone", adapter="px4", px4=Px4Settings(bridge=bridge)), CONFIG)
+        self.robot = open_robot(self.node, robot("drone_px4", px4=Px4Settings(bridge=bridge)), CONFIG)
         self.now_s = time.monotonic()
 
     def run(self, ticks: int, values: list[float], health: Any = "follows") -> None:
