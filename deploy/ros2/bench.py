@@ -42,7 +42,7 @@ def measured(quick: bool) -> Iterator[Measured]:
         yield _whole(promise.__name__, lambda: one(policy, promise, clock=clock))  # noqa: B023
     for whole_node in (robot_promises.autopilot_hears_silence, robot_promises.humanoid_stands):
         yield _whole(whole_node.__name__, whole_node)
-    yield from latency.compared(60.0)
+    yield from latency.compared(40.0)
 
 
 def one(policy: str, promise: Callable[[Session], Measured], *, clock: bool = False) -> Measured:
