@@ -8,7 +8,6 @@ import pytest
 from tests.deploy.closed_form import Counting, executor
 from tests.deploy.test_executor import NONE, executed, run
 
-
 TICKS = 5  # in each action: answers come in the middle of one
 
 
