@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,7 @@ from kineflow.contracts import (
     VectorSpec,
 )
 from kineflow.deploy.asking import blank_prefix
+from kineflow.deploy.bench.serve import _round_trip
 from kineflow.deploy.executor_config import ExecutorConfig
 from kineflow.deploy.export.random_policies import random_policy
 from kineflow.deploy.models import Model
@@ -47,7 +51,7 @@ from kineflow.policies.objectives import FlowMatching
 from kineflow.policies.policy_config import PolicyConfig
 from kineflow.policies.telling import backbone_of
 from kineflow.policies.told import Told
-from tests.deploy.serving import TOKEN, Running, running
+from tests.deploy.serving import ROOT, TOKEN, Running, running
 from tests.policies.evaluation.conftest import SmallPolicy
 
 VELOCITY = VectorSpec(("vx", "yaw_rate"), ("m/s", "rad/s"), "base", (-1.0, -1.0), (1.0, 1.0))
@@ -176,6 +180,39 @@ def test_deploy_simulate_by_a_server(tmp_path: Any, monkeypatch: pytest.MonkeyPa
         calls = server.server.status()["calls"]
     assert there["episodes"] == 1
     assert calls == there["results"][0]["questions"]
+
+
+def test_deploy_serve_as_a_process(policy: ChunkPolicy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command: loads a checkpoint, answers as it does here, and SIGTERM ends it with 0."""
+    token = tmp_path / "token"
+    token.write_text(TOKEN.replace(" ", "-"))
+    token.chmod(0o600)
+    policy.save_pretrained(tmp_path / "policy")
+    serve = ["deploy", "serve", str(tmp_path / "policy"), "--token-file", str(token), "--port", "0"]
+    main_of = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from kineflow.cli import main; sys.exit(main())"
+    process = subprocess.Popen([sys.executable, "-c", main_of, *serve], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        # Loading is waited for: a server that is not ready is one that will be.
+        there = RemotePolicy.connect(url, TOKEN.replace(" ", "-"), timeout_s=60, within_s=120)
+        asked = (window(1), SamplingRequest(np.array([3], np.int64)))
+        np.testing.assert_allclose(there.predict(*asked).actions, policy.predict(*asked).actions, rtol=0, atol=1e-6)
+        there.close()
+        process.terminate()
+        out, _ = process.communicate(timeout=60)
+        assert (process.returncode, out) == (0, "ready\nstopped\n")
+    finally:
+        process.kill()
+        process.communicate()
+    assert main(["deploy", "serve", str(tmp_path / "nothing"), "--token-file", str(tmp_path / "no token")]) == 2
+    assert "openssl rand" in capsys.readouterr().err
+
+
+def test_bench_of_the_round_trip() -> None:
+    rows = list(_round_trip(20))
+    assert [row.name for row in rows] == ["serve.round_trip_p50", "serve.round_trip_p99"]
+    assert all(row.value > 0 and row.reference is not None and row.reference > 0 for row in rows)
 
 
 def test_a_server_that_is_lost_is_no_chunk_in_the_episode() -> None:
