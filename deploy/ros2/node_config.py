@@ -99,7 +99,6 @@ class NodeConfig:
     warm_up_calls: int = 3
     shadow: bool = False
     fifo_priority: int = 20
-    autostart: bool = False
     starts: Literal["at_once", "asked"] = "at_once"
 
     def __post_init__(self) -> None:
