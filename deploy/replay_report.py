@@ -56,14 +56,17 @@ def table_of(replayed: Replayed, axes: Sequence[str], rate_hz: float, measured: 
         slack = 1 / rate_hz + 1e-3
         agrees = agreement(np.array([t.now_s for t in ticks]), replayed.trace.commands, replayed.recorded, slack)
     reasons = Counter(reason.split(":")[0] for tick in ticks for reason in tick.command.reasons)
+    decisions = dict(Counter(tick.command.outcome for tick in ticks).most_common())
+    # What the governor counted beside the ticks: whole chunks, stamps.
+    refused = {name: n for name, n in replayed.events.items() if name not in decisions and name.split(":")[0] not in reasons}
     return {
         "seconds": ticks[-1].now_s - ticks[0].now_s if ticks else 0.0,
         "activations": replayed.activations,
         "commands": len(ticks),
-        "decisions": dict(Counter(tick.command.outcome for tick in ticks).most_common()),
+        "decisions": decisions,
         "reasons": dict(reasons.most_common()),
         "chunks": said["chunks"],
-        "refused": dict(replayed.events),
+        "refused": refused,
         "latency": "measured here" if measured else "stated",
         "latency_p50_ms": float(np.percentile(latencies, 50)),
         "latency_p99_ms": float(np.percentile(latencies, 99)),

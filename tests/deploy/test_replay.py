@@ -236,6 +236,17 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "recorded commands" in capsys.readouterr().out
 
 
+def test_chunks_with_nan_are_counted_as_refused(tmp_path: Path) -> None:
+    """Three in a row are a fault, in a replay as on the robot."""
+    policy = to_point()
+    policy.plan = lambda observation, call: np.full((16, 4), np.nan)
+    found = replay(bag_of(tmp_path, messages() + beats(0.3, SECONDS)), policy, NODE, ROBOT, latency_s=0.0)
+    table = table_of(found, ROBOT.command.names, ROBOT.rate_hz, measured=False)
+    assert table["refused"]["chunk with NaN or Inf"] >= 3
+    assert any("3 chunks in a row refused" in tick["why"] for tick in table["ticks"])
+    assert not found.trace.commands.any()
+
+
 def test_the_policy_by_its_name_is_that_of_the_command_line(tmp_path: Path) -> None:
     """A straight-on policy drives where the one to a point would turn."""
     bag = bag_of(tmp_path, messages() + beats(0.3, SECONDS))
