@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -62,7 +63,8 @@ class ServerRefusedError(KineflowError):
 
 @dataclass(frozen=True)
 class ClientConfig:
-    """`offers`: what this robot has; a policy that needs something else is refused at the first connection."""
+    """`offers`: what this robot has; a policy that needs something else is refused at the first connection. `authority`: for
+    wss://, a PEM file with the certificate that the server's must come from; "": those that this machine trusts."""
 
     url: str
     token: str = field(repr=False)
@@ -70,6 +72,7 @@ class ClientConfig:
     shortest_pause_s: float = 0.1  # between attempts to connect; doubles up to the longest
     longest_pause_s: float = 2.0
     offers: Interface | None = None
+    authority: str = ""
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("ws://", "wss://")):
@@ -108,6 +111,7 @@ class PolicyClient:
         self._contract_text = ""
         self._contract: PolicyContract | None = None
         self._limit = LONGEST_ANSWER
+        self._encryption = _encryption(config)
         self._socket: Any = None
         self._link = contextlib.ExitStack()  # of that socket
         self._told: _Told | None = None
@@ -315,6 +319,7 @@ class PolicyClient:
             ping_interval=PING_S,
             ping_timeout=PING_S,
             proxy=None,
+            ssl=self._encryption,
             user_agent_header=None,
         )
         self._socket = self._link.enter_context(link)  # as newer websockets want it; older ones give themselves
@@ -348,6 +353,10 @@ class PolicyClient:
 
     def _refused(self, error: BaseException) -> None:
         """A server that is not there or not ready is tried again; one that says no is not."""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise ServerRefusedError(
+                f"{self.config.url}: {error.verify_message}; give this robot the server's certificate as authority"
+            ) from error
         response = getattr(error, "response", None)
         status = getattr(response, "status_code", None)
         if status is None or status == 503 or status >= 500:
@@ -372,6 +381,16 @@ def token_of(file: str | Path) -> str:
         return Path(file).read_text().strip()
     except (OSError, ValueError) as error:
         raise KineflowError(f"token file {file}: {error}; copy the one that the server was started with") from error
+
+
+def _encryption(config: ClientConfig) -> ssl.SSLContext | None:
+    """Raises KineflowError for an authority that is none."""
+    if not config.url.startswith("wss://"):
+        return None
+    try:
+        return ssl.create_default_context(cafile=config.authority or None)
+    except OSError as error:
+        raise KineflowError(f"authority {config.authority}: {error}; a PEM file with a certificate is needed") from error
 
 
 def _bound_sending(raw: socket.socket, seconds: float) -> None:

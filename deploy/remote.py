@@ -20,6 +20,7 @@ from kineflow.contracts import ActionChunk, Interface, KineflowError, Observatio
 from kineflow.deploy.client import ClientConfig, NoAnswer, PolicyClient, token_of
 
 TOKEN_FILE = "KINEFLOW_TOKEN_FILE"
+AUTHORITY = "KINEFLOW_AUTHORITY"
 
 
 def is_remote(source: object) -> bool:
@@ -39,7 +40,8 @@ class RemotePolicy:
     def connect(
         cls, url: str, token: str = "", timeout_s: float = 1.0, within_s: float = 10.0, offers: Interface | None = None
     ) -> RemotePolicy:
-        """`token` "": what is in the file that KINEFLOW_TOKEN_FILE names. `within_s`: for the first connection.
+        """`token` "": what is in the file that KINEFLOW_TOKEN_FILE names; likewise KINEFLOW_AUTHORITY for wss://, see
+        `ClientConfig`. `within_s`: for the first connection.
 
         Raises:
             KineflowError: no server there in that time, no token, or refused; a policy that needs something else than `offers`.
@@ -49,7 +51,7 @@ class RemotePolicy:
             if not file:
                 raise KineflowError(f"{url} wants a token: set {TOKEN_FILE} to the file that holds it")
             token = token_of(file)
-        client = PolicyClient(ClientConfig(url, token, timeout_s, offers=offers))
+        client = PolicyClient(ClientConfig(url, token, timeout_s, offers=offers, authority=os.environ.get(AUTHORITY, "")))
         try:
             client.connect(within_s)
             return cls(client)

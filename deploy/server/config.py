@@ -13,6 +13,7 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 8600  # 0: any that is free
+    certificate: str = ""  # PEM file with certificate and key: wss:// then, and nobody reads along; "": ws://
     max_batch: int = 8
     max_wait_s: float = 0.003  # for others to share a call; not waited where all who lately asked have asked
     max_rows: int = 32

@@ -69,6 +69,6 @@ async def _serve(server: PolicyServer, config: ServerConfig) -> bool:
         loop.add_signal_handler(number, end)
     return await server.run(
         stop,
-        lambda port: print(f"listening on ws://{config.host}:{port}", flush=True),
+        lambda port: print(f"listening on {'wss' if config.certificate else 'ws'}://{config.host}:{port}", flush=True),
         lambda: print("ready", flush=True),
     )

@@ -18,6 +18,7 @@ import hmac
 import http
 import json
 import logging
+import ssl
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -105,6 +106,7 @@ class PolicyServer:
                 close_timeout=1.0,
                 logger=quiet,
                 server_header=None,
+                ssl=_encryption(self.config.certificate),
             )
         except OSError as error:
             raise KineflowError(f"{self.config.host}:{self.config.port}: {error.strerror}; choose another --port") from error
@@ -258,6 +260,18 @@ class PolicyServer:
         except asyncio.TimeoutError:
             self.counts["slow clients"] += not connection.transport.is_closing()
             connection.transport.abort()
+
+
+def _encryption(certificate: str) -> ssl.SSLContext | None:
+    """Raises KineflowError for a file that holds no certificate and key."""
+    if not certificate:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate)
+    except OSError as error:  # ssl.SSLError as well
+        raise KineflowError(f"certificate {certificate}: {error}; one PEM file with certificate and key is needed") from error
+    return context
 
 
 def _read(data: bytes | str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import contextlib
 import os
 import signal
@@ -22,8 +23,10 @@ from kineflow.deploy.executor import Executor
 from kineflow.deploy.executor_config import ExecutorConfig
 from kineflow.deploy.loading import load_policy
 from kineflow.deploy.observations import ObservationLimits
-from kineflow.deploy.remote import TOKEN_FILE, RemotePolicy
+from kineflow.deploy.remote import AUTHORITY, TOKEN_FILE, RemotePolicy
 from kineflow.deploy.runner import Runner
+from kineflow.deploy.server.config import ServerConfig
+from kineflow.deploy.server.serving import PolicyServer
 from tests.deploy.serving import (
     ROOT,
     STEP_S,
@@ -138,6 +141,28 @@ def test_a_network_that_takes_nothing_holds_nobody_up() -> None:
         between.freezes = False
         asking.connect(20)
         assert ask_many(asking, 3, 20.0) == (3, [])
+
+
+def test_encryption(monkeypatch: pytest.MonkeyPatch) -> None:
+    """wss:// with a certificate that the robot was given, for the name that it has; and with no other."""
+    pem = str(Path(__file__).parent / "localhost.pem")
+    with running(certificate=pem) as server, network(server.port) as between:
+        url = server.url.replace("ws://", "wss://")
+        with client(url, authority=pem) as asking:
+            assert ask_many(asking, 3, 20.0) == (3, [])
+        with client(server.url, timeout_s=0.5) as asking, pytest.raises(NoAnswer, match="unreachable"):  # not encrypted
+            asking.act(observation(1), request(0))
+        with client(url) as asking, pytest.raises(KineflowError, match=r"self-signed .* as authority"):
+            asking.act(observation(1), request(0))
+        monkeypatch.setenv(AUTHORITY, pem)
+        policy = RemotePolicy.connect(f"wss://localhost:{between.port}", TOKEN, within_s=20)
+        assert policy.contract == contract()
+        policy.close()
+        with pytest.raises(KineflowError, match="PEM"):
+            PolicyClient(ClientConfig(url, TOKEN, authority=__file__))
+    unfit = PolicyServer(served, ServerConfig(port=0, certificate=__file__), TOKEN)
+    with pytest.raises(KineflowError, match="PEM"):
+        asyncio.run(unfit.run(asyncio.Event(), lambda port: None, lambda: None))
 
 
 def test_pauses_between_attempts_grow() -> None:
