@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # robots import this file with NumPy alone
     from jaxtyping import Float
 
 
+LATEST_S = 0.25  # after the last healthy tick nothing is said, not even zero
+
+
 @dataclass(frozen=True)
 class Mode:
     """What the autopilot said of itself, and when it was received."""
@@ -53,6 +56,7 @@ class Offboard:
         self._mode = Mode()
         self._healthy_s = self._rested_s = -math.inf
         self._beat_due_s = -math.inf
+        self._said_zero = False
         self.counts = {"beats": 0, "setpoints": 0}
 
     def hear(self, mode: Mode) -> None:
@@ -114,8 +118,12 @@ class Offboard:
 
     def _setpoint(self, command: Command, healthy: bool, now_s: float) -> np.ndarray | None:
         if not self._proving or healthy:
+            self._said_zero = False
             return command.values
-        if self._silent(now_s):
+        since = now_s - self._healthy_s
+        if since > LATEST_S or (self._silent(now_s) and self._said_zero):
             return None
-        is_last = now_s - self._healthy_s > self._settings.silent_s - 1.5 * self._period_s
-        return np.zeros_like(command.values) if is_last else command.values
+        if since <= self._settings.silent_s - 1.5 * self._period_s:
+            return command.values
+        self._said_zero = True  # also when this tick is late, but never beyond the promise
+        return np.zeros_like(command.values)

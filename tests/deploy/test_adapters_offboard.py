@@ -152,6 +152,16 @@ def test_after_a_fault_a_stream_brakes_says_zero_and_is_silent(health: Health, r
     assert stream.flown[-1][1] == 0.5
 
 
+@pytest.mark.parametrize(("stall_s", "words"), [(0.235, [0.0]), (0.26, [])])
+def test_a_stream_that_stalled_says_its_zero_late_or_not_at_all(stall_s: float, words: list[float]) -> None:
+    stream = Stream(True)
+    stream.run(1.0, "follows")
+    stream.now_s += stall_s - 0.02
+    said = len(stream.flown)
+    stream.run(0.2, "fault", 0.3)
+    assert [vx for _, vx in stream.flown[said:]] == words
+
+
 def test_beside_a_proof_of_life_setpoints_go_on_braking() -> None:
     stream = Stream(False)
     stream.run(1.0, "follows")
