@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,8 +26,9 @@ from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.deploy.ros2.assembly import Assembly, assemble
 from kineflow.deploy.ros2.contract_check import check as check_contract
 from kineflow.deploy.ros2.goals import GoalInbox
-from kineflow.deploy.ros2.intake import GoalIntake, Intake, twist_values
+from kineflow.deploy.ros2.intake import GoalIntake, GoalTap, Intake, Tap
 from kineflow.deploy.ros2.node_config import NodeConfig
+from kineflow.deploy.ros2.readers import twist_values
 from kineflow.deploy.ros2.runs import CANCELLED, NO_RUN
 from kineflow.deploy.simulate import Trace, drive, simulated
 
@@ -132,17 +133,14 @@ class _Player:
         executor = self.made.control.executor
         self.intake = Intake(contract, robot, config, self.made.governor, executor.observe)
         goals = GoalIntake(GoalInbox(contract, config.goals.video_rate_hz), config, self._follow)
-        self._takes: dict[str, list[Any]] = {}
+        self._takes: dict[str, list[Callable[[Received], None]]] = {}
+        self._checked: set[str] = set()  # taps of which a message was looked at, as the node does at configure
         for tap in self.intake.taps:
             self._check(tap.topic, tap.type, tap.name, tap.needed)
-            self._takes.setdefault(self._topic(tap.topic), []).append(
-                lambda r, tap=tap: tap.take(r.message, 1e-9 * r.log_ns, self._when(r))
-            )
+            self._takes.setdefault(self._topic(tap.topic), []).append(partial(self._tapped, tap))
         for goal in goals.taps:
             self._check(goal.topic, goal.type, "goal", False)
-            self._takes.setdefault(self._topic(goal.topic), []).append(
-                lambda r, goal=goal: goal.take(r.message, r.data, self._when(r))
-            )
+            self._takes.setdefault(self._topic(goal.topic), []).append(partial(self._told_by, goal))
         self._messages = bag.messages(self._takes.keys())
         self._next: Received | None = next(self._messages, None)
         self._told: FollowsGoal | None = None
@@ -221,6 +219,16 @@ class _Player:
             for take in self._takes[received.topic]:
                 take(received)
             self._next = next(self._messages, None)
+
+    def _told_by(self, tap: GoalTap, received: Received) -> None:
+        tap.take(received.message, received.data, self._when(received))
+
+    def _tapped(self, tap: Tap, received: Received) -> None:
+        if tap.name not in self._checked:
+            self._checked.add(tap.name)
+            if fault := tap.check(received.message):
+                raise KineflowError(f"{self._bag.path}: {tap.name}: '{received.topic}': {fault}")
+        tap.take(received.message, 1e-9 * received.log_ns, self._when(received))
 
     def _activate(self, now_s: float) -> None:
         """As the node does; what the operator cleared before is not in the bag, but was."""

@@ -12,12 +12,11 @@ from std_msgs.msg import Bool, Header
 
 from kineflow.contracts import KineflowError, PolicyContract
 from kineflow.deploy.robot_profile import RobotProfile
-from kineflow.deploy.ros2.images import PictureError
-from kineflow.deploy.ros2.intake import FEATURE_TYPES, GoalIntake, Intake, Take, read_feature, read_picture
-from kineflow.deploy.ros2.node_config import CameraTopic, FeatureTopic, NodeConfig
+from kineflow.deploy.ros2.intake import FEATURE_TYPES, GoalIntake, Intake, Take
+from kineflow.deploy.ros2.message_checks import feature_check, frame_check, picture_check
+from kineflow.deploy.ros2.node_config import NodeConfig
 from kineflow.deploy.ros2.qos import Quality, profile
-from kineflow.deploy.ros2.wiring import Wire, check_frame, check_picture
-from kineflow.interface import CameraSpec
+from kineflow.deploy.ros2.wiring import Wire
 
 
 def message_class(name: str) -> type:
@@ -44,7 +43,7 @@ def wires(contract: PolicyContract, robot: RobotProfile, config: NodeConfig) -> 
             topic.topic,
             message_class(f"sensor_msgs/msg/{'CompressedImage' if topic.compressed else 'Image'}"),
             topic.rate_hz,
-            check=_picture_check(topic, contract.interface.cameras[name]),
+            check=picture_check(topic, contract.interface.cameras[name]),
         )
         for name, topic in config.cameras.items()
     ]
@@ -54,7 +53,7 @@ def wires(contract: PolicyContract, robot: RobotProfile, config: NodeConfig) -> 
             topic.topic,
             message_class(FEATURE_TYPES[topic.kind]),
             topic.rate_hz,
-            check=_feature_check(topic, contract.interface.features[name].vector.names),
+            check=feature_check(topic, contract.interface.features[name].vector.names),
         )
         for name, topic in config.features.items()
         if topic.kind != "constant"
@@ -67,7 +66,7 @@ def wires(contract: PolicyContract, robot: RobotProfile, config: NodeConfig) -> 
         found.append(Wire("ranges", config.scan_topic, message_class("sensor_msgs/msg/LaserScan"), 2 / robot.keep_out.range_s))
     if robot.geofence:
         odometry = message_class("nav_msgs/msg/Odometry")
-        found.append(Wire("pose", config.pose_topic, odometry, check=check_frame(robot.geofence.frame, _frame_id)))
+        found.append(Wire("pose", config.pose_topic, odometry, check=frame_check(robot.geofence.frame)))
     return found
 
 
@@ -117,41 +116,3 @@ class GoalInputs:
 
     def _with_time(self, take: Callable[[Any, Any, float], None]) -> Callable[[Any], None]:
         return lambda message: take(message, message, time.monotonic())
-
-
-def _frame_id(message: Any) -> str:
-    return str(message.header.frame_id)
-
-
-def _picture_check(topic: CameraTopic, spec: CameraSpec) -> Callable[[Any], str]:
-    shape = check_picture(topic)
-
-    def check(message: Any) -> str:
-        if reason := shape(message):
-            return reason
-        try:
-            read_picture(message, spec)
-        except PictureError as error:
-            return str(error)
-        return ""
-
-    return check
-
-
-def _feature_check(topic: FeatureTopic, names: tuple[str, ...]) -> Callable[[Any], str]:
-    frame = check_frame(topic.frame, _child_frame_id if topic.kind == "odometry_velocity" else _frame_id)
-
-    def check(message: Any) -> str:
-        if reason := frame(message):
-            return reason
-        try:
-            read_feature(message, topic.kind, names)
-        except KineflowError as error:
-            return str(error)
-        return ""
-
-    return check
-
-
-def _child_frame_id(message: Any) -> str:
-    return str(message.child_frame_id)

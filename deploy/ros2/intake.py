@@ -20,8 +20,10 @@ from kineflow.deploy.asking import FollowsGoal
 from kineflow.deploy.governor import Governor
 from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.deploy.ros2.goals import GoalInbox
-from kineflow.deploy.ros2.images import PictureError, colours, decompressed, depth_mm, fitted
+from kineflow.deploy.ros2.images import PictureError, decompressed, fitted
+from kineflow.deploy.ros2.message_checks import Check, feature_check, frame_check, picture_check
 from kineflow.deploy.ros2.node_config import FeatureTopic, NodeConfig
+from kineflow.deploy.ros2.readers import pose_of, read_feature, read_picture, seconds_of
 from kineflow.interface import CameraSpec
 
 Observe = Callable[[str, np.ndarray, float, float], str]  # stream, value, stamp_s, received_s
@@ -36,13 +38,15 @@ FEATURE_TYPES = {"odometry_velocity": ODOMETRY, "odometry_pose": ODOMETRY, "join
 
 @dataclass(frozen=True)
 class Tap:
-    """One topic that is listened to. `needed`: the policy cannot do without; the others are for the robot's safety."""
+    """One topic that is listened to. `needed`: the policy cannot do without; the others are for the robot's safety. `check`: what
+    is wrong with a message, where that is a matter of configuration."""
 
     name: str
     topic: str
     type: str
     take: Take
     needed: bool = False
+    check: Check = lambda message: ""
 
 
 class Intake:
@@ -63,11 +67,13 @@ class Intake:
         interface = self._contract.interface
         for name, camera in config.cameras.items():
             kind = COMPRESSED if camera.compressed else IMAGE
-            yield Tap(f"camera '{name}'", camera.topic, kind, self._picture(name, interface.cameras[name]), True)
+            spec = interface.cameras[name]
+            yield Tap(f"camera '{name}'", camera.topic, kind, self._picture(name, spec), True, picture_check(camera, spec))
         for name, feature in config.features.items():
             if feature.kind != "constant":
-                take = self._feature(name, feature, interface.features[name].vector.names)
-                yield Tap(f"feature '{name}'", feature.topic, FEATURE_TYPES[feature.kind], take, True)
+                names, kind = interface.features[name].vector.names, FEATURE_TYPES[feature.kind]
+                take = self._feature(name, feature, names)
+                yield Tap(f"feature '{name}'", feature.topic, kind, take, True, feature_check(feature, names))
 
     def _watched(self, robot: RobotProfile, config: NodeConfig) -> Iterator[Tap]:
         if robot.watchdogs.estop:
@@ -79,7 +85,7 @@ class Intake:
         if robot.keep_out:
             yield Tap("ranges", config.scan_topic, SCAN, self._scan)
         if robot.geofence:
-            yield Tap("pose", config.pose_topic, ODOMETRY, self._pose)
+            yield Tap("pose", config.pose_topic, ODOMETRY, self._pose, check=frame_check(robot.geofence.frame))
 
     def _take(self, stream: str, value: np.ndarray, header: Any, ros_s: float, received_s: float) -> None:
         stamp_s = received_s - (ros_s - seconds_of(header.stamp))
@@ -182,59 +188,6 @@ class GoalIntake:
             self._follow(told)
 
         return take
-
-
-def seconds_of(stamp: Any) -> float:
-    """Of a builtin_interfaces/Time; rclpy calls its fraction nanosec, as every definition does."""
-    return float(stamp.sec) + 1e-9 * float(stamp.nanosec)
-
-
-def read_picture(message: Any, spec: CameraSpec) -> np.ndarray:
-    """Any picture message as the camera's kind, in the published size.
-
-    Raises:
-        PictureError: it cannot be read.
-    """
-    if hasattr(message, "format"):
-        return decompressed(message, spec)
-    return colours(message) if spec.kind == "rgb" else depth_mm(message)
-
-
-def read_feature(message: Any, kind: str, names: tuple[str, ...]) -> np.ndarray:
-    """float32 values of a feature.
-
-    Raises:
-        KineflowError: a joint is missing.
-    """
-    if kind == "odometry_velocity":
-        twist = message.twist.twist
-        return np.array([twist.linear.x, twist.linear.y, twist.linear.z, twist.angular.z], np.float32)
-    if kind == "odometry_pose":
-        return np.array(pose_of(message.pose.pose), np.float32)
-    place = dict(zip(message.name, message.position))
-    if lacking := [name for name in names if name not in place]:
-        raise KineflowError(f"the joint states lack {lacking}, they have {sorted(place)}; name the joints as the policy does")
-    return np.array([place[name] for name in names], np.float32)
-
-
-_TWIST = {"vx": ("linear", "x"), "vy": ("linear", "y"), "vz": ("linear", "z"), "yaw_rate": ("angular", "z")}
-
-
-def twist_values(twist: Any, names: tuple[str, ...]) -> np.ndarray:
-    """float32 of the axes `names` of a geometry_msgs/Twist.
-
-    Raises:
-        KineflowError: an axis is none of a twist's that a policy commands.
-    """
-    if unknown := [name for name in names if name not in _TWIST]:
-        raise KineflowError(f"command axes {unknown} are none of a twist, which gives {sorted(_TWIST)}; record another topic")
-    return np.array([getattr(getattr(twist, _TWIST[n][0]), _TWIST[n][1]) for n in names], np.float32)
-
-
-def pose_of(pose: Any) -> tuple[float, float, float, float, float, float, float]:
-    """x y z (m) and qx qy qz qw of a geometry_msgs/Pose."""
-    p, q = pose.position, pose.orientation
-    return p.x, p.y, p.z, q.x, q.y, q.z, q.w
 
 
 def _goal_of(pose: Any) -> tuple[float, float, float, tuple[float, float, float, float]]:

@@ -25,8 +25,9 @@ from kineflow.datasets.recorder import EpisodeRecorder
 from kineflow.datasets.store_error import StoreError
 from kineflow.deploy.ros2.goals import GoalInbox
 from kineflow.deploy.ros2.images import fitted
-from kineflow.deploy.ros2.intake import FEATURE_TYPES, GoalIntake, read_feature, read_picture, twist_values
+from kineflow.deploy.ros2.intake import FEATURE_TYPES, GoalIntake
 from kineflow.deploy.ros2.node_config import NodeConfig
+from kineflow.deploy.ros2.readers import read_feature, read_picture, twist_values
 from kineflow.extras import require
 from kineflow.interface import CameraSpec
 

@@ -16,7 +16,6 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
-from kineflow.deploy.ros2.node_config import CameraTopic
 from kineflow.deploy.ros2.qos import Offer, Quality, choose, missing, offers_of, profile
 from kineflow.interface import KineflowError
 
@@ -154,31 +153,6 @@ def _silences(node: Any, heard: _Heard) -> Iterator[str]:
         if "camera" in wire.name:
             remedy = "when it is sent faster, give the PUBLISHER deploy/ros2/fastdds_profile.xml, or publish compressed pictures"
         yield f"{wire.name}: '{topic}' arrives at {rate:.1f} Hz, expected are {wire.rate_hz:g} ({heard.quality}); {remedy}"
-
-
-def check_picture(camera: CameraTopic) -> Callable[[Any], str]:
-    """Size, frame and encoding of a camera's messages against the configuration."""
-
-    def check(message: Any) -> str:
-        if camera.frame and message.header.frame_id != camera.frame:
-            return f"frame_id is '{message.header.frame_id}', configured is '{camera.frame}'; correct the one that is wrong"
-        if camera.compressed:
-            return ""
-        if (camera.height and message.height != camera.height) or (camera.width and message.width != camera.width):
-            return f"pictures are {message.width}x{message.height}, configured {camera.width}x{camera.height}; correct one"
-        return ""
-
-    return check
-
-
-def check_frame(frame: str, of: Callable[[Any], str]) -> Callable[[Any], str]:
-    """The frame that `of` reads from a message is `frame`; "" allows any."""
-
-    def check(message: Any) -> str:
-        found = of(message)
-        return "" if frame in ("", found) else f"frame is '{found}', configured is '{frame}'; correct the one that is wrong"
-
-    return check
 
 
 def is_running(context: Any) -> bool:

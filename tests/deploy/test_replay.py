@@ -186,6 +186,9 @@ def test_what_the_bag_lacks_for_safety_is_said_and_what_the_policy_needs_is_an_e
     assert replayed(blind, remap={"front": "/image"}).received["front"] > 100
     with pytest.raises(KineflowError, match="'/odom' is nav_msgs/msg/Odometry, needed is sensor_msgs/msg/Image"):
         replayed(blind, remap={"front": "odom"})
+    framed = replace(NODE, features={"pose": replace(NODE.features["pose"], frame="map")})
+    with pytest.raises(KineflowError, match="feature 'pose': '/odom': frame is 'odom', configured is 'map'"):
+        replay(blind, to_point(), framed, ROBOT, remap={"front": "/image"})
     with pytest.raises(ContractError, match="camera"):
         replay(bare, to_point(), replace(NODE, cameras={}), ROBOT)
 
