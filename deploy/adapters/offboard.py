@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # robots import this file with NumPy alone
     from jaxtyping import Float
 
 
-LATEST_S = 0.25  # after the last healthy tick nothing is said, not even zero
+LATEST_S = 0.23  # after the last healthy tick: from then on not even zero is said, so that 0.25 s hold on the wire
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,10 @@ class OffboardSettings:
     def __post_init__(self) -> None:
         if not 2 < self.heartbeat_hz <= 50:
             raise KineflowError(f"offboard.heartbeat_hz is {self.heartbeat_hz}; autopilots want more than 2 Hz, 50 is the most")
-        if not 0 < self.silent_s <= 0.25:
-            raise KineflowError(f"offboard.silent_s is {self.silent_s}; 0.25 s after a fault is the latest")
+        if not 0 < self.silent_s <= 0.23:
+            raise KineflowError(
+                f"offboard.silent_s is {self.silent_s}; 0.23 s after a fault is the latest, and 0.25 s the promise"
+            )
         if not (self.first_plan_s > 0 and self.heard_s > 0):
             raise KineflowError(f"{self}: first_plan_s and heard_s are positive seconds")
 

@@ -44,7 +44,7 @@ def test_every_adapter_is_shipped() -> None:
         ("g1", "g1: {duration_s: 864000.0}", "g1.duration_s is 864000.0; a velocity may last 0.5 s at most"),
         ("g1", "g1: {interfaces: eth0}", "unknown key 'interfaces'; did you mean 'interface'?"),
         ("drone", "mavlink: {autopilot: betaflight}", "got 'betaflight'; one of ('px4', 'ardupilot')"),
-        ("drone", "mavlink: {offboard: {silent_s: 1.0}}", "offboard.silent_s is 1.0; 0.25 s after a fault is the latest"),
+        ("drone", "mavlink: {offboard: {silent_s: 1.0}}", "offboard.silent_s is 1.0; 0.23 s after a fault is the latest"),
         ("drone", "mavlink: {address: ttyUSB0}", "mavlink.address is 'ttyUSB0'; write HOST:PORT"),
         ("arm", "joint_trajectory: {lead_s: 0.0}", "lead_s is from 0 to 1 s"),
         ("wheeled_path", "path: {rate_hz: 0.0}", "rate_hz is from 0 to 50"),

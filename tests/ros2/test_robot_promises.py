@@ -18,6 +18,7 @@ def test_19_an_autopilot_is_told_by_silence() -> None:
     in_time(measured)
     assert "outside OFFBOARD: 0;" in measured.note, measured
     assert "2 of 2" in measured.note, measured
+    assert float(measured.note.split("the first in it ")[1].split()[0]) < robot_promises.BEGINS, measured
 
 
 def test_20_a_humanoid_walks_by_short_velocities_and_stands_alone() -> None:
