@@ -124,8 +124,10 @@ def write_page(table: dict[str, Any], recorded: Recorded | None, title: str, fil
         if recorded is not None:
             there = [(float(t) - begin, float(v[i])) for t, v in zip(recorded.times_s, recorded.values) if t >= begin]
             lines.append(Series(thin(there), "r", "recorded"))
-        parts.append(f"<h2>{html.escape(axis)}</h2>")
-        parts.append(line_chart([line for line in lines if line.points], "s", axis))
+        moves = any(value for line in lines for _, value in line.points)
+        parts.append(f"<h2>{html.escape(axis)}{'' if moves else ': always 0'}</h2>")
+        if moves:
+            parts.append(line_chart([line for line in lines if line.points], "s", axis))
     parts.append("<h2>Decisions</h2><table>")
     parts += [f"<tr><td>{html.escape(line[:18])}<td>{html.escape(line[18:])}" for line in lines_of({**table, "notes": []})]
     parts.append("</table><ul>")
