@@ -31,7 +31,6 @@ def bench_node(quick: bool) -> Iterator[Row]:
         return
     settings = {**os.environ, "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     command = [python, "-m", "kineflow.deploy.ros2.bench", *(["--quick"] if quick else [])]
-    load = os.getloadavg()[0]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=settings, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -47,7 +46,7 @@ def bench_node(quick: bool) -> Iterator[Row]:
                 goal=f"{'>=' if found['unit'] in ('dropped', 'reports', 'fault') else '<='} {found['limit']:g} {found['unit']}",
                 holds=found["held"],
                 n=1,
-                note=f"{found['note']}; load {load:.1f}",
+                note=f"{found['note']}; load {os.getloadavg()[0]:.1f}",
             )
     if process.returncode:
         raise KineflowError(f"the rig of ROS processes ended with {process.returncode}; is the machine too busy? see above")
