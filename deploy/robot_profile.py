@@ -147,7 +147,7 @@ class RobotProfile:
 
     `direction`: limits act on each axis alone ("axis"), or all axes of a velocity slow together, so that the body stays on
     the path that was asked for ("common"). `safe_state` is what the adapter asks of the body after a stop; for the governor
-    it is zero velocity, or the position held. `adapter` says who tells the body (deploy/adapters/robot.py); its settings, where
+    it is zero velocity, or the position held. `adapter` says who tells the body (deploy/adapters/opening.py); its settings, where
     the defaults do not fit, are the field of its name.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from kineflow.deploy.adapters.robot import NATIVE, open_robot
+from kineflow.deploy.adapters.opening import NATIVE, open_robot
 from kineflow.deploy.robot_profile import RobotProfile
 
 

@@ -13,13 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from kineflow.deploy.governor import Command
-from kineflow.deploy.robot_profile import RobotProfile
-from kineflow.interface import KineflowError
 
 if TYPE_CHECKING:  # robots import this file with NumPy alone
     from jaxtyping import Float
-
-NATIVE = ("mavlink", "g1")  # without ROS
 
 
 class Robot(Protocol):
@@ -43,23 +39,6 @@ class Robot(Protocol):
 
     def close(self) -> None:
         """Let go of sockets, threads and topics; says nothing."""
-
-
-def open_robot(profile: RobotProfile) -> Robot:
-    """The robot of a profile whose adapter needs no ROS.
-
-    Raises:
-        KineflowError: the adapter is one of topics; the SDK is not installed; the address cannot be used.
-    """
-    if profile.adapter == "mavlink":
-        from kineflow.deploy.adapters.mavlink import Mavlink
-
-        return Mavlink(profile)
-    if profile.adapter == "g1":
-        from kineflow.deploy.adapters.g1 import G1
-
-        return G1.open(profile)
-    raise KineflowError(f"robot '{profile.name}' has adapter '{profile.adapter}', which is topics: run it by the ROS 2 node")
 
 
 def axes(names: Sequence[str], values: Float[np.ndarray, "A"], wanted: Sequence[str]) -> tuple[float, ...]:

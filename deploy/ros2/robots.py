@@ -23,7 +23,8 @@ from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from kineflow.contracts import KineflowError
-from kineflow.deploy.adapters.robot import NATIVE, Robot, open_robot as open_native
+from kineflow.deploy.adapters.opening import NATIVE, open_robot as open_native
+from kineflow.deploy.adapters.robot import Robot
 from kineflow.deploy.adapters.settings import JointSettings, PathSettings
 from kineflow.deploy.governor import Command
 from kineflow.deploy.robot_profile import RobotProfile

@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from kineflow.config import load_config
-from kineflow.deploy.adapters.robot import open_robot
+from kineflow.deploy.adapters.opening import open_robot
 from kineflow.deploy.governor import Governor, Intent
 from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.deploy.ros2.governed import Governed

@@ -19,7 +19,7 @@ from kineflow.cli import main
 from kineflow.config import load_config
 from kineflow.deploy.adapters.mavlink import Mavlink
 from kineflow.deploy.adapters.mavlink_wire import HEARTBEAT, frame
-from kineflow.deploy.adapters.robot import open_robot
+from kineflow.deploy.adapters.opening import open_robot
 from kineflow.deploy.adapters.settings import MavlinkSettings, OffboardSettings
 from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.interface import KineflowError
