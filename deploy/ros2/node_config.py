@@ -76,6 +76,7 @@ class NodeConfig:
     """`policy`: run folder, kineflow://NAME, exported folder, or "module:function" that makes one.
 
     `action_limits`: "same" refuses a policy whose action range is not the robot's; "clamped" lets the governor cut it.
+    `robot` says how the robot is told (deploy/adapters/README.md); one with a link of its own is echoed on `command_topic`.
     `shadow`: everything runs, what would be commanded is published on shadow_<command_topic> alone.
     `starts`: "at_once" follows the policy from activation on and after each new goal; "asked" waits for the service `~/run`.
     `fifo_priority`: of the output thread, where permitted; 0 does not ask.
