@@ -62,7 +62,8 @@ def test_before_the_mode_only_life_is_proved(px4: AdapterRig) -> None:
     time.sleep(3.3)
     heard = px4.heard(begin)
     beats = [h["now_s"] for h in heard if h["what"] == "heartbeat"]
-    assert len(beats) / (beats[-1] - beats[0]) == pytest.approx(20, rel=0.1), "20 Hz"
+    rate = (len(beats) - 1) / (beats[-1] - beats[0])
+    assert 15 <= rate <= 21, "20 Hz, fewer on a busy machine; the exact rate in virtual time: test_adapters_offboard.py"
     assert moving(heard) == []
     assert {h["what"] for h in heard} == {"heartbeat", "setpoint"}  # zeros: PX4 wants a stream before it enters OFFBOARD
 
