@@ -28,6 +28,7 @@ from kineflow.deploy.adapters.settings import G1Settings, JointSettings, PathSet
 from kineflow.deploy.governor import Command, Governor, Intent
 from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.deploy.ros2.node_config import NodeConfig
+from kineflow.deploy.ros2.outputs import CommandOutput
 from kineflow.deploy.ros2.robots import JointRobot, PathRobot, open_robot
 
 CONFIG = load_config(NodeConfig, "nodes/wheeled")
@@ -105,6 +106,14 @@ def test_a_shadow_opens_no_link() -> None:
     assert set(node.topics) == {"shadow_cmd_vel", "shadow_joint_trajectory_controller/joint_trajectory"}
     with pytest.raises(KineflowError, match="unitree_sdk2_python"):
         open_robot(node, robot("g1", g1=G1Settings(interface="eth0")), CONFIG)
+
+
+def test_only_a_humanoid_is_damped() -> None:
+    wheeled = CommandOutput(NoNode(), robot("wheeled"), CONFIG)
+    assert wheeled.damp() == "this robot cannot be damped"
+    silent = CommandOutput(NoNode(), robot("g1", g1=G1Settings(interface="udp:127.0.0.1:9")), CONFIG)
+    assert "has not acknowledged" in silent.damp()
+    silent.close()
 
 
 def test_bridges_that_are_not_installed_are_named() -> None:
