@@ -20,6 +20,9 @@ REMEDY = f"write {SHORTEST_TOKEN} or more random characters to a file that you a
 
 def load_served(source: str, device: str = "cpu", threads: int = 1) -> Served:
     """Whatever `kineflow.deploy.loading.load_policy` takes. Raises KineflowError."""
+    # Before torch is loaded: threads that spin while they wait crawl on a machine that does other things.
+    for name, value in {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}.items():
+        os.environ.setdefault(name, value)
     from kineflow.deploy.models import Model  # torch, unless the policy is exported
 
     model = Model.load(source, device, threads)
