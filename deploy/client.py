@@ -17,7 +17,6 @@ import contextlib
 import random
 import socket
 import ssl
-import struct
 import threading
 import time
 from collections import Counter
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from kineflow.contracts import ActionChunk, ContractError, Interface, KineflowError, Observation, PolicyContract, SamplingRequest
+from kineflow.deploy.client_link import bound_sending, closed, encryption, failures_to_connect, in_words
 from kineflow.deploy.messages import (
     PROTOCOL,
     PROTOCOL_HEADER,
@@ -111,7 +111,7 @@ class PolicyClient:
         self._contract_text = ""
         self._contract: PolicyContract | None = None
         self._limit = LONGEST_ANSWER
-        self._encryption = _encryption(config)
+        self._encryption = encryption(config.url, config.authority)
         self._socket: Any = None
         self._link = contextlib.ExitStack()  # of that socket
         self._told: _Told | None = None
@@ -248,9 +248,9 @@ class PolicyClient:
                     break
         except TimeoutError:
             self._unanswered(until_s)
-        except (OSError, EOFError, _closed()) as error:
+        except (OSError, EOFError, closed()) as error:
             self._drop()
-            raise NoAnswer("lost", f"the connection to {self.config.url} broke ({_in_words(error)})") from error
+            raise NoAnswer("lost", f"the connection to {self.config.url} broke ({in_words(error)})") from error
         self._silent = self._failed = 0
         if said == "error":
             self._raise(rest)
@@ -293,10 +293,10 @@ class PolicyClient:
             if pause_s >= left_s or self._ending.wait(max(pause_s, 0.0)):
                 # The caller's patience is used up here, so that a caller who asks again at once does not run hot.
                 self._ending.wait(max(left_s, 0.0))
-                raise NoAnswer("unreachable", f"{self.config.url}: {_in_words(why)}")
+                raise NoAnswer("unreachable", f"{self.config.url}: {in_words(why)}")
             try:
                 self._open(until_s)
-            except _failures_to_connect() as error:
+            except failures_to_connect() as error:
                 self._refused(error)
                 why = error
 
@@ -324,7 +324,7 @@ class PolicyClient:
         )
         self._socket = self._link.enter_context(link)  # as newer websockets want it; older ones give themselves
         try:
-            _bound_sending(self._socket.socket, self.config.timeout_s)
+            bound_sending(self._socket.socket, self.config.timeout_s)
             self._heard(self._socket.recv(timeout=max(until_s - time.monotonic(), 1e-3)))
         except BaseException:
             self._drop()
@@ -381,33 +381,3 @@ def token_of(file: str | Path) -> str:
         return Path(file).read_text().strip()
     except (OSError, ValueError) as error:
         raise KineflowError(f"token file {file}: {error}; copy the one that the server was started with") from error
-
-
-def _encryption(config: ClientConfig) -> ssl.SSLContext | None:
-    """Raises KineflowError for an authority that is none."""
-    if not config.url.startswith("wss://"):
-        return None
-    try:
-        return ssl.create_default_context(cafile=config.authority or None)
-    except OSError as error:
-        raise KineflowError(f"authority {config.authority}: {error}; a PEM file with a certificate is needed") from error
-
-
-def _bound_sending(raw: socket.socket, seconds: float) -> None:
-    """Sending into a network that swallows it fails after so long; waiting for answers has timeouts of its own."""
-    with contextlib.suppress(OSError, AttributeError):
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
-
-
-def _closed() -> type[Exception]:
-    closed: type[Exception] = require("websockets.exceptions", "to ask a policy server").ConnectionClosed
-    return closed
-
-
-def _failures_to_connect() -> tuple[type[Exception], ...]:
-    exceptions = require("websockets.exceptions", "to ask a policy server")
-    return OSError, EOFError, WireError, exceptions.InvalidHandshake, exceptions.InvalidMessage, exceptions.ConnectionClosed
-
-
-def _in_words(error: BaseException | str) -> str:
-    return error if isinstance(error, str) else f"{type(error).__name__}: {error}".rstrip(": ")
