@@ -77,7 +77,7 @@ def parameters(**values: Any) -> list[str]:
 class Rig:
     """See the module."""
 
-    def __init__(self, log: Path | None = None) -> None:
+    def __init__(self, log: Path | None = None, priority: int = PRIORITY) -> None:
         global _next_domain
         prepare()
         clean_stale_segments()
@@ -90,7 +90,7 @@ class Rig:
         self.status: list[tuple[float, str]] = []
         self.runs: list[dict[str, str]] = []  # feedback and results
         self._clients: dict[str, Any] = {}
-        self.beating = True
+        self.beating, self._priority = True, priority
         self._ending = threading.Event()
 
     def __enter__(self) -> Rig:
@@ -104,7 +104,7 @@ class Rig:
         from kineflow.deploy.ros2.qos import Quality, profile
 
         os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-        hurry(PRIORITY)  # before its threads begin, which inherit it
+        hurry(self._priority)  # before its threads begin, which inherit it
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=self.domain)
         self.node = Node("observer", context=self.context)
@@ -155,13 +155,18 @@ class Rig:
         # No `timeout` in between: signals are for the node itself. The limit is a timer of ours, and pytest's.
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=settings, start_new_session=True, preexec_fn=_die_with_parent
+                command, stdout=log, stderr=log, env=settings, start_new_session=True, preexec_fn=self._begin_child
             )
         killer = threading.Timer(LONGEST_S, _kill_session, [process])
         killer.daemon = True
         killer.start()
         self.processes[name] = process
         return process
+
+    def _begin_child(self) -> None:
+        """In the child: Linux kills it when the rig's process is gone, however that ended."""
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        hurry(self._priority)
 
     def kill(self, name: str) -> None:
         process = self.processes.pop(name, None)
@@ -322,12 +327,6 @@ def wait_for(condition: Callable[[], bool], within_s: float, every_s: float = 0.
             return False
         time.sleep(every_s)
     return True
-
-
-def _die_with_parent() -> None:
-    """In the child: Linux kills it when the rig's process is gone, however that ended."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    hurry(PRIORITY)
 
 
 def hurry(nice: int) -> None:

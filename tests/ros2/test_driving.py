@@ -58,10 +58,11 @@ def test_the_base_drives_to_a_goal_told_by_topic() -> None:
 
 
 def test_pictures_without_our_profile_do_not_configure(tmp_path: Path) -> None:
-    """Best effort and the default segment, a seventh of such a picture: few arrive, and the node says what to do about it."""
+    """Best effort and the default segment, a seventh of such a picture: few arrive, and the node says what to do about it.
+    Without priority: who empties the segment at once loses little."""
     plain = tmp_path / "plain.xml"
     plain.write_text(PLAIN)
-    with Rig() as rig:
+    with Rig(priority=0) as rig:
         size = ("--width", "1280", "--height", "960")
         rig.start("base", "base", "--draw", "none", *size, environment={"FASTDDS_DEFAULT_PROFILES_FILE": str(plain)})
         rig.wait_for_publisher("front")
