@@ -24,6 +24,7 @@ from kineflow.deploy.executor_config import ExecutorConfig
 from kineflow.deploy.loading import load_policy
 from kineflow.deploy.observations import ObservationLimits
 from kineflow.deploy.remote import AUTHORITY, TOKEN_FILE, RemotePolicy
+from kineflow.deploy.ros2.policy_source import load as load_for_ros
 from kineflow.deploy.runner import Runner
 from kineflow.deploy.server.config import ServerConfig
 from kineflow.deploy.server.serving import PolicyServer
@@ -202,9 +203,10 @@ def test_a_robot_that_has_something_else_is_refused_with_one_message(monkeypatch
             load_policy(server.url)
         (tmp_path / "token").write_text(TOKEN)
         monkeypatch.setenv(TOKEN_FILE, str(tmp_path / "token"))
-        policy = load_policy(server.url)
-        assert policy.contract == contract()
-        policy.close()
+        for load in (load_policy, load_for_ros):
+            policy: Any = load(server.url)
+            assert policy.contract == contract()
+            policy.close()
     with pytest.raises(KineflowError, match="no policy server answered"):
         RemotePolicy.connect(server.url, TOKEN, within_s=0.3)
     with pytest.raises(KineflowError, match="no policy server"):
