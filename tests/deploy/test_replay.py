@@ -15,6 +15,7 @@ import pytest
 from kineflow.cli import main
 from kineflow.config import load_config
 from kineflow.contracts import ContractError, KineflowError
+from kineflow.datasets.exporters.ros_messages import types
 from kineflow.deploy.bag import Bag
 from kineflow.deploy.replay import Recorded, Replayed, replay
 from kineflow.deploy.replay_report import agreement, table_of
@@ -144,6 +145,24 @@ def test_messages_count_in_the_order_of_their_receipt(tmp_path: Path) -> None:
     expected = replayed(bag_of(tmp_path, log)).trace.commands
     found = replayed(write_log(tmp_path / "mixed.mcap", mixed)).trace.commands
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_rosbag2_with_sqlite_storage_is_the_same_bag(tmp_path: Path) -> None:
+    """Written by another package than ours."""
+    from rosbags.rosbag2 import StoragePlugin, Writer
+
+    log, store = sorted(messages() + beats(0.3, SECONDS), key=lambda message: message[1]), types()
+    with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        connections: dict[str, Any] = {}
+        for topic, ns, message in log:
+            if topic not in connections:
+                connections[topic] = writer.add_connection(topic, message.__msgtype__, typestore=store)
+            writer.write(connections[topic], ns, store.serialize_cdr(message, message.__msgtype__))
+    expected = replayed(bag_of(tmp_path, log)).trace.commands
+    np.testing.assert_allclose(replayed(tmp_path / "bag").trace.commands, expected, atol=1e-6)
+    (tmp_path / "bag" / "metadata.yaml").unlink()
+    with pytest.raises(KineflowError, match=r"metadata.yaml: it is missing, so the recorder did not finish.*Read: \d+ messages"):
+        replayed(tmp_path / "bag")
 
 
 def test_a_latency_delays_the_commands_by_as_much(tmp_path: Path) -> None:
