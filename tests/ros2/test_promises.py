@@ -86,6 +86,7 @@ def test_10_signals_stop_the_robot_and_end_cleanly(session: Session, number: sig
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(500)
 def test_18_twenty_exits_without_abort_or_hang(session: Session) -> None:
     rows = []
     for number in [signal.SIGINT, signal.SIGTERM] * 10:
