@@ -21,7 +21,8 @@ def split_episodes(
     blocks = -(-num // block)
     if not 0 <= validation_fraction < 1 or blocks < (2 if validation_fraction else 1):
         raise KineflowError(
-            f"cannot hold out {validation_fraction} of {num} episodes in blocks of {block}; use a fraction in [0, 1) and >= 2 blocks"
+            f"cannot hold out {validation_fraction} of {num} episodes in blocks of {block}; use a fraction in [0, 1) and at "
+            "least 2 blocks"
         )
     held_out = min(max(round(blocks * validation_fraction), 1), blocks - 1) if validation_fraction else 0
     order = np.random.default_rng(seed).permutation(blocks)

@@ -52,6 +52,7 @@ class ChunkPolicy:
         steps: int | None = None,
         grid: TimeGrid | None = None,
         diffusion: float | None = None,
+        temperature: float | None = None,
     ) -> ChunkPolicy:
         """The same weights, sampled otherwise; None keeps what the checkpoint says.
 
@@ -60,7 +61,7 @@ class ChunkPolicy:
             KineflowError: a solver, grid or number of steps that its noise levels do not allow.
         """
         config = self.network.config
-        asked = {"solver": solver, "steps": steps, "grid": grid, "diffusion": diffusion}
+        asked = {"solver": solver, "steps": steps, "grid": grid, "diffusion": diffusion, "temperature": temperature}
         changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         if unknown := sorted(set(changes) - {f.name for f in fields(config.objective)}):
             raise CheckpointError(

@@ -33,6 +33,7 @@ class EvalConfig:
     steps: int | None = None
     grid: str | None = None  # noise levels: uniform, trailing, shifted:3, edm:7, lambda or leading
     diffusion: float | None = None  # k of the solver sde
+    temperature: float | None = None  # scale of the noise that a chunk begins with
     videos: int = 3  # spread over the ranking: 3 = best, median, worst; 0 = none
     video_size: int = 448
     fan_samples: int = 16  # chunks sampled from one observation for the report
@@ -56,6 +57,7 @@ class EvalConfig:
         """What `ChunkPolicy.resampled` takes: how the policy is to be sampled otherwise; empty: as its checkpoint says."""
         grid = None if self.grid is None else TimeGrid.parse(self.grid)
         asked = {"solver": self.solver, "steps": self.steps, "grid": grid, "diffusion": self.diffusion}
+        asked["temperature"] = self.temperature
         return {name: value for name, value in asked.items() if value is not None}
 
 

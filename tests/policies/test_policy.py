@@ -302,6 +302,8 @@ def test_sampler_can_be_swapped_after_training(trained: Path) -> None:
     assert not np.array_equal(swapped.predict(seen, request).actions, policy.predict(seen, request).actions)
     again = policy.predict(seen, request).actions
     assert np.array_equal(again, load_policy(trained).predict(seen, request).actions), "the original keeps its sampler"
+    cold = policy.resampled(temperature=0.0)
+    assert np.array_equal(cold.predict(seen, request).actions, cold.predict(seen, SamplingRequest(np.array([7, 8]))).actions)
 
 
 def test_hub_name_from_the_local_cache_offline(trained: Path, tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def test_settings_that_cannot_be_are_refused_before_training(change: dict[str, o
 
 def test_evaluation_asks_for_what_it_names() -> None:
     assert EvalConfig().sampling == {}
+    assert EvalConfig(temperature=0.0).sampling == {"temperature": 0.0}
     config = EvalConfig(solver="sde", steps=5, grid="edm:3", diffusion=2.0)
     assert config.sampling == {"solver": "sde", "steps": 5, "grid": TimeGrid("edm", rho=3.0), "diffusion": 2.0}
     with pytest.raises(KineflowError, match="is not a time grid"):
