@@ -39,6 +39,11 @@ def content_digest(pictures: UInt8[np.ndarray, "N H W 3"]) -> bytes:
     return hashlib.sha256(shape + hashlib.sha256(np.ascontiguousarray(pictures).data).digest()).digest()
 
 
+def with_rest(clip: UInt8[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "T1 H W 3"]:
+    """The clip, and its last frame once more: at the end nothing moves. So goal clips are looked at."""
+    return np.concatenate([clip, clip[-1:]])
+
+
 def feature_folder(store: Path) -> Path:
     """Below the store."""
     return store / "cache" / "features"
@@ -170,9 +175,10 @@ def prune(store: EpisodeStore, folder: Path | None = None) -> int:
 
 
 def _goals_held(store: EpisodeStore) -> set[str]:
-    """Digests of the goal clips and images of all episodes."""
+    """Digests of the goal clips and images of all episodes, as they are looked at; a clip's last frame can be its image."""
     found = (goal.value for index in range(store.num_episodes) for goal in store.told(index)[1].values() if goal.value.ndim > 2)
-    return {content_digest(value if value.ndim == 4 else value[None]).hex() for value in found}
+    looked_at = (x for value in found for x in ((with_rest(value), value[-1:]) if value.ndim == 4 else (value[None],)))
+    return {content_digest(pictures).hex() for pictures in looked_at}
 
 
 def remove_features(store: Path) -> None:

@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Int64
 
 from kineflow.contracts import GoalBatch, GoalSpec, KineflowError
 from kineflow.datasets.episode_store import EpisodeStore
-from kineflow.datasets.feature_cache import content_digest
+from kineflow.datasets.feature_cache import content_digest, with_rest
 from kineflow.datasets.window_streams import low_dim_stream, slices
 
 Look = Callable[[bytes, np.ndarray], np.ndarray]  # (their `content_digest`, uint8 [N, H, W, 3]) -> float16 [N, P, D]
@@ -169,11 +169,6 @@ class GoalReader:
                     f"{store.path}, episode {index}: its goal {spec.kind} has frames {list(found)}, goal '{name}' of the "
                     f"policy needs [{spec.height}, {spec.width}, 3]; correct policy.goals, or resize"
                 )
-
-
-def with_rest(clip: UInt8[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "T1 H W 3"]:
-    """The clip, and its last frame once more: at the end nothing moves."""
-    return np.concatenate([clip, clip[-1:]])
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kineflow.contracts import ActionChunk, ContractError, GoalSpec, PolicyContract
-from kineflow.datasets.window_goals import with_rest
+from kineflow.datasets.feature_cache import with_rest
 from kineflow.policies.progress import ClipFollower
 from kineflow.policies.stop import halted
 

@@ -34,7 +34,8 @@ def shipped(name: str, store: Path, run: Path) -> Trainer:
     config = replace(
         config, policy=replace(config.policy, encoder=small), store=store, steps=3, batch_size=4, validation_fraction=0.5
     )
-    return Trainer(replace(config, threads=1, data_threads=0, checkpoint_every=100, validate_every=100), run)
+    config = replace(config, validation_block=1, threads=1, data_threads=0, checkpoint_every=100, validate_every=100)
+    return Trainer(config, run)
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -156,7 +156,7 @@ def test_goals_are_known_by_what_they_show(tmp_path: Path, counting: Counting) -
         return reader.read(np.array([0]), np.array([3])).values["video"]
 
     before = read(store)
-    assert Counting.seen == 5 + 1
+    assert Counting.seen == 6 + 1  # the clip, with its last frame once more (at rest), and the picture
     np.testing.assert_array_equal(before[0], looker(clip)[[3, 4]])
     Counting.seen = 0
     delete(store.path, [0, 1])
