@@ -116,5 +116,6 @@ def test_the_command(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_all_that_ship_load() -> None:
+    assert "navigation_flow_small" in "".join(shipped_names())  # README, configs/table and this package's users name it
     for name in shipped_names():
-        load_policy(name)
+        assert load_policy(name).contract.horizons.execution >= 1
