@@ -78,10 +78,15 @@ def test_answers_that_come_too_late_are_not_taken_for_later_ones() -> None:
     with running() as server, network(server.port) as between, client(between.url) as asking:
         asking.connect(20)
         between.stall_s, between.stall_every = 0.7, 3
-        answered, why = ask_many(asking, 15, 0.5)
+        answered, why = 0, list[str]()
+        for _ in range(40):  # how many it takes is a matter of what else the machine does
+            more, others = ask_many(asking, 5, 0.5)
+            answered, why = answered + more, why + others
+            if answered >= 3 and "timeout" in why:
+                break
         assert answered >= 3
-        assert set(why) <= {"timeout", "lost", "unreachable"}
         assert "timeout" in why
+        assert set(why) <= {"timeout", "lost", "unreachable"}
         assert between.stalls
         between.stall_every = 0
         asking.connect(20)
@@ -233,7 +238,7 @@ class Robot:
         clock, first = self.runner.clock, len(self.ticks)
         began_s = clock.now()
         while (now_s := clock.now()) - began_s < limit_s:
-            count = np.array([now_s / STEP_S], np.float32)
+            count = np.array([now_s / STEP_S % 600], np.float32)  # below what the toy takes for an arrival
             for stream, value in (("count", count), ("front", np.zeros((4, 6, 3), np.uint8))):
                 self.runner.observe(stream, value, now_s, now_s)
             if done(self.ticks[first:]):
