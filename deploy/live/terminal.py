@@ -90,7 +90,7 @@ def page(seen: Seen | None, silent_s: float) -> Any:
     head.append(f" {seen.outcome} ", _STYLE.get(seen.outcome, "dim"))
     head.append(f" {seen.why}" if seen.why else "", "dim")
     if silent_s > OLD_S:
-        head = Text(f" SILENT: nothing heard for {silent_s:.1f} s; what follows is old ", "bold white on red")
+        head.append(f"\n SILENT: nothing heard for {silent_s:.1f} s; what is shown is old ", "bold white on red")
     numbers = Table.grid(padding=(0, 2))
     ages = "  ".join(f"{name} {_ms(age)}" for name, age in seen.ages_s.items())
     numbers.add_row("age of observations, ms", ages)
