@@ -88,7 +88,7 @@ def middleware(environ: Mapping[str, str], installation: RosInstallation | None)
     """RMW_IMPLEMENTATION against what is installed: a wrong one ends the process with 102 and no exception."""
     asked = environ.get("RMW_IMPLEMENTATION", "")
     if installation is None:
-        return Finding("warn", "RMW", f"RMW_IMPLEMENTATION={asked or 'not set'}: not checked, there is no usable rclpy")
+        return Finding("warn", "RMW", f"RMW_IMPLEMENTATION={asked or 'not set'}: not checked", "first do what is said of rclpy")
     found = f"RMW_IMPLEMENTATION={asked or 'not set'}; installed: {', '.join(installation.rmws) or 'none'}"
     return _checked("RMW", found, lambda: check_rmw(environ, installation.rmws))
 
