@@ -37,7 +37,8 @@ class Terminal:
         if self.console.is_terminal:
             self._draw()
             return
-        said = (seen.state, seen.outcome, seen.why.split(":")[0])
+        moves = seen.outcome in ("pass", "clamp")  # these change often, and it is driven either way
+        said = (seen.state, "moves" if moves else seen.outcome, "" if moves else seen.why.split(":")[0])
         if said != self._said or seen.at_s - self._said_s >= LINE_S:
             self._said, self._said_s = said, seen.at_s
             self.console.print(line(seen), soft_wrap=True, markup=False, highlight=False)

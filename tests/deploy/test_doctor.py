@@ -121,7 +121,7 @@ def test_middleware(environ: Mapping[str, str], level: str, said: str) -> None:
     is_level(middleware(environ, FAST), level, said)
 
 
-def test_domain_and_logs(tmp_path: Path) -> None:
+def test_domain_and_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     is_level(domain({}), "ok", "0")
     is_level(domain({"ROS_DOMAIN_ID": "77"}), "ok", "77")
     is_level(domain({"ROS_DOMAIN_ID": "233"}), "fail", "233", "0 to 232")
@@ -130,6 +130,8 @@ def test_domain_and_logs(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     is_level(logs({"ROS_LOG_DIR": str(file / "log")}), "fail", "cannot be written", "ROS_LOG_DIR")
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # of another user; a superuser may write everywhere
+    is_level(logs({"ROS_LOG_DIR": str(tmp_path)}), "fail", "cannot be written", "ROS_LOG_DIR")
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_plain_lines_where_no_terminal_is() -> None:
     out, now = io.StringIO(), [0.0]
     terminal = Terminal(Console(file=out, width=60), clock=lambda: now[0])
     for tick in range(100):
-        terminal.show(seen(at_s=0.02 * tick))
+        terminal.show(seen(at_s=0.02 * tick, outcome=("clamp", "pass")[tick % 2]))
     assert len(out.getvalue().splitlines()) == 2
     terminal.show(seen(at_s=2.0, outcome="estop", why="e-stop"))
     assert "estop  (e-stop)" in out.getvalue().splitlines()[-1]
