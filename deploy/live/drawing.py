@@ -14,6 +14,7 @@ from kineflow.deploy.keep_out import Mount
 from kineflow.deploy.plan_path import along
 from kineflow.interface import Interface, KineflowError
 
+ONWARD_S = 3.0
 _NEAREST_M = 0.06  # nothing nearer to the camera is drawn
 
 
@@ -96,3 +97,13 @@ def drawn(
     if plan is None or len(plan) == 0 or name not in draws:
         return np.zeros((0, 2))
     return draws[name](plan, step_s, shape[0], shape[1])
+
+
+def drawn_onward(
+    draws: Mapping[str, Draws], name: str, plan: np.ndarray | None, step_s: float, shape: Sequence[int]
+) -> Float[np.ndarray, "M 2"]:
+    """The same, as if a plan of velocities went on with its last one, `ONWARD_S` in all: short ones end below the picture."""
+    if plan is None or len(plan) == 0 or not isinstance(draws.get(name), OnFloor):
+        return np.zeros((0, 2))
+    more = max(math.ceil(ONWARD_S / step_s) - len(plan), 0)
+    return drawn(draws, name, np.concatenate([plan, np.repeat(plan[-1:], more, axis=0)]), step_s, shape)

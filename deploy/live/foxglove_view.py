@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kineflow.deploy.live.drawing import Draws, drawn
+from kineflow.deploy.live.drawing import Draws, drawn, drawn_onward
 from kineflow.deploy.live.seen import Seen
 from kineflow.deploy.plan_path import along
 from kineflow.extras import require
 from kineflow.interface import KineflowError
 
 PORT = 8765
-_LINE = (0.1, 1.0, 0.3)
+_LINE, _ONWARD = (0.1, 1.0, 0.3), (0.6, 0.7, 0.6)
 
 
 class FoxgloveView:
     """A `Sink` of the topics
 
     /command            JSON: wanted and given by axis, outcome, why      /state       JSON: ages, latencies, queue, counts
-    /camera/NAME        RawImage                                     /camera/NAME/plan ImageAnnotations: the plan in it
+    /camera/NAME        RawImage               /camera/NAME/plan    ImageAnnotations: the plan in it, and onward
     /plan               PosesInFrame, of body velocities, in base_link     /goal/NAME   RawImage       /goal      JSON: its words
 
     `file`: an MCAP file, else a server on this machine. `begin_s`: the wall's time at 0 of `Seen.at_s`.
@@ -65,9 +65,9 @@ class FoxgloveView:
         self._log_json("/state", _numbers(seen), at_ns)
         for name, picture in seen.pictures.items():
             self._log("RawImage", f"/camera/{name}", self._picture(picture, name, at_ns), at_ns)
-            line = drawn(self._draws, name, seen.plan, seen.step_s, picture.shape)
             if name in self._draws:
-                self._log("ImageAnnotations", f"/camera/{name}/plan", self._line(line, at_ns), at_ns)
+                lines = [draw(self._draws, name, seen.plan, seen.step_s, picture.shape) for draw in (drawn_onward, drawn)]
+                self._log("ImageAnnotations", f"/camera/{name}/plan", self._lines(lines, at_ns), at_ns)
         if seen.plan is not None and "vx" in seen.axes:
             self._log("PosesInFrame", "/plan", self._path(seen, at_ns), at_ns)
         for name, picture in seen.goal.items():
@@ -101,17 +101,20 @@ class FoxgloveView:
             data=pixels.tobytes(),
         )
 
-    def _line(self, pixels: np.ndarray, at_ns: int) -> Any:
-        m = self._messages
-        points = [m.Point2(x=x + 0.5, y=y + 0.5) for x, y in pixels.tolist()]  # its pixels begin at their corners
-        strip = m.PointsAnnotation(
-            timestamp=self._stamp(at_ns),
-            type=m.PointsAnnotationType.LineStrip,
-            points=points,
-            outline_color=m.Color(r=_LINE[0], g=_LINE[1], b=_LINE[2], a=1.0),
-            thickness=2.0,
-        )
-        return m.ImageAnnotations(points=[strip])
+    def _lines(self, lines: Sequence[np.ndarray], at_ns: int) -> Any:
+        """Where it would go on to, thin; over it the plan."""
+        m, strips = self._messages, []
+        for pixels, colour, thickness in zip(lines, (_ONWARD, _LINE), (1.0, 2.0)):
+            strips.append(
+                m.PointsAnnotation(
+                    timestamp=self._stamp(at_ns),
+                    type=m.PointsAnnotationType.LineStrip,
+                    points=[m.Point2(x=x + 0.5, y=y + 0.5) for x, y in pixels.tolist()],  # its pixels begin at their corners
+                    outline_color=m.Color(r=colour[0], g=colour[1], b=colour[2], a=1.0),
+                    thickness=thickness,
+                )
+            )
+        return m.ImageAnnotations(points=strips)
 
     def _path(self, seen: Seen, at_ns: int) -> Any:
         assert seen.plan is not None

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from kineflow.deploy.live.drawing import Draws, drawn
+from kineflow.deploy.live.drawing import Draws, drawn, drawn_onward
 from kineflow.deploy.live.seen import Seen
 from kineflow.deploy.plan_path import along
 from kineflow.extras import require
 from kineflow.interface import KineflowError
 
 TIMELINE = "robot"  # seconds of `Seen.at_s`
-_LINE = (30, 255, 80)
+_LINE, _ONWARD = (30, 255, 80), (150, 180, 150)
 
 
 class RerunView:
-    """A `Sink` of the entities camera/NAME (with camera/NAME/plan), plan, command/AXIS/wanted and .../given, latency_ms/p50 and
+    """A `Sink` of the entities camera/NAME (with /plan and /onward), plan, command/AXIS/wanted and .../given, latency_ms/p50 and
     /p95, queue, delay_actions, age_ms/STREAM, governor (what it said, on change), goal/NAME and goal.
 
     `file`: an .rrd file, else the viewer is started.
@@ -47,8 +47,9 @@ class RerunView:
         for name, picture in seen.pictures.items():
             self._log(f"camera/{name}", self._picture(picture))
             if name in self._draws:
-                line = drawn(self._draws, name, seen.plan, seen.step_s, picture.shape) + 0.5  # its pixels begin at their corners
-                self._log(f"camera/{name}/plan", rr.LineStrips2D([line] if len(line) > 1 else [], colors=[_LINE]))
+                for what, draw, colour in (("onward", drawn_onward, _ONWARD), ("plan", drawn, _LINE)):
+                    line = draw(self._draws, name, seen.plan, seen.step_s, picture.shape) + 0.5  # from the pixels' corners
+                    self._log(f"camera/{name}/{what}", rr.LineStrips2D([line] if len(line) > 1 else [], colors=[colour]))
         if seen.plan is not None and "vx" in seen.axes:
             places = along(seen.plan, seen.axes, seen.step_s)
             strip = np.column_stack([places[:, :2], np.zeros(len(places))])

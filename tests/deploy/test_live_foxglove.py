@@ -70,10 +70,12 @@ def test_the_file_is_what_happened(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.frombuffer(message.data, np.uint8).reshape(96, 96, 3), Plane.picture(number))
     last = kept.seen[-1]
     assert last.plan is not None
-    (strip,) = topics["/camera/front/plan"][-1][1].points
+    onward, strip = topics["/camera/front/plan"][-1][1].points
     expected = draws["front"](last.plan, last.step_s, 96, 96) + 0.5
     assert len(expected) > 3
     np.testing.assert_allclose([(p.x, p.y) for p in strip.points], expected)
+    on = draws["front"](np.repeat(last.plan[-1:], 30, axis=0), 0.1, 96, 96) + 0.5  # straight on for 3 s
+    np.testing.assert_allclose([(p.x, p.y) for p in onward.points], on)
     poses = topics["/plan"][-1][1].poses
     path = along(last.plan, last.axes, last.step_s)
     np.testing.assert_allclose([(p.position.x, p.position.y) for p in poses], path[:, :2], atol=1e-9)

@@ -57,6 +57,8 @@ def test_the_file_is_what_happened(tmp_path: Path) -> None:
     assert last.plan is not None
     (strip,) = found["/camera/front/plan", "LineStrips2D:strips"][-1][1]
     np.testing.assert_allclose(strip, draws["front"](last.plan, last.step_s, 96, 96) + 0.5, rtol=1e-5)
+    (onward,) = found["/camera/front/onward", "LineStrips2D:strips"][-1][1]
+    assert len(onward) == 31 > len(strip)
     (path,) = found["/plan", "LineStrips3D:strips"][-1][1]
     assert path[-1][0] == pytest.approx(0.4 * 0.1 * len(last.plan), rel=1e-5)
     said = [value[0] for _, value in found["/governor", "TextLog:text"]]
