@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := train,sim,humanoid,vision,export,serve,report,hdf5,lerobot,ros,remote,versioned,scale,dev,parity
+EXTRAS := train,sim,humanoid,vision,export,serve,report,hdf5,lerobot,ros,live,remote,versioned,scale,dev,parity
 DEMO_MINUTES ?= 6
 PYTEST ?= -n auto --dist loadfile
 

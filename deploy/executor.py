@@ -80,6 +80,10 @@ class Executor:
         return self._epoch
 
     @property
+    def told(self) -> FollowsGoal | None:
+        return self._told
+
+    @property
     def has_arrived(self) -> bool:
         """The policy said so: nothing is executed until there is another goal."""
         return self._told is not None and self._told.has_arrived

@@ -125,6 +125,11 @@ class ObservationBuffer:
         stamps = np.maximum(self._now() - self._back, min(first, self._now()))
         return Observation(np.concatenate([np.zeros((length, 0), np.float32), *state], axis=1), stamps, images)
 
+    def newest(self, stream: str) -> tuple[np.ndarray, float] | None:
+        """The newest sample of a stream, and its stamp; None before the first."""
+        samples = self._samples[stream]
+        return (samples[-1].value, samples[-1].stamp_s) if samples else None
+
     def _matched(self) -> Iterator[tuple[str, float, _Sample]]:
         grid = self._now() - self._back
         for name, samples in self._samples.items():

@@ -21,6 +21,7 @@ import numpy as np
 from kineflow.contracts import ActionChunk, KineflowError, Policy, PolicyContract
 from kineflow.deploy.asking import FollowsGoal, Question
 from kineflow.deploy.bag import Bag, Received
+from kineflow.deploy.live.feed import Commanded, Show
 from kineflow.deploy.recorded_runs import HEARTBEAT, TOPICS, changes_of, since, waits_for_runs
 from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.deploy.ros2.assembly import Assembly, assemble
@@ -68,9 +69,10 @@ def replay(
     latency_s: float | None = None,
     partial: bool = False,
     remap: Mapping[str, str] | None = None,
+    show: Show | None = None,
 ) -> Replayed:
     """Drive the bag's messages through the node's path. `latency_s`: of every answer, None: the time that it takes here;
-    `remap`: topics of the configuration to those of the bag; `partial`: also a bag that is not whole.
+    `remap`: topics of the configuration to those of the bag; `partial`: also a bag that is not whole; `show`: who watches.
 
     Raises:
         ContractError: policy, robot and configuration do not belong together, as the node would say.
@@ -102,7 +104,9 @@ def replay(
 
     for question in player.made.control.executor.warm_up():
         ask(question)
-    episode = simulated(player.made.control, player, latency, robot.rate_hz, player.length_s - start_s, start_s)
+    command = Commanded(robot.command.names, robot.limits.low, robot.limits.high)
+    watch = show.episode(player.made.control, robot.name, command) if show else None
+    episode = simulated(player.made.control, player, latency, robot.rate_hz, player.length_s - start_s, start_s, watch)
     trace = drive(episode, ask)
     axes = robot.command.names
     recorded = _recorded(bag.known[commands] or bag.known[shadow], axes, bag.first_ns)

@@ -62,9 +62,16 @@ class Trace:
 
 
 def simulated(
-    control: Control, robot: SimulatedRobot, latency: Latency, rate_hz: float, limit_s: float, start_s: float = 0.0
+    control: Control,
+    robot: SimulatedRobot,
+    latency: Latency,
+    rate_hz: float,
+    limit_s: float,
+    start_s: float = 0.0,
+    watch: Callable[[Ticked], None] | None = None,
 ) -> Episode:
     """One episode, until the robot is done or `limit_s` have passed. Answers arrive at the first tick after their latency.
+    `watch` is told of each tick (`live/feed.py`).
 
     Raises:
         KineflowError: a latency below zero.
@@ -93,6 +100,8 @@ def simulated(
             robot.arrived()
         ticks.append(control.tick(now_s))
         robot.command(ticks[-1].command.values, now_s)
+        if watch is not None:
+            watch(ticks[-1])
     last_s = ticks[-1].now_s if ticks else start_s
     return Trace(tuple(ticks), control.diagnostics(last_s), tuple(executor.jumps), tuple(control.limited_jumps))
 

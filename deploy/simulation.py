@@ -16,6 +16,7 @@ from kineflow.deploy.environment_robot import EnvironmentRobot
 from kineflow.deploy.executor import Executor
 from kineflow.deploy.executor_config import ExecutorConfig
 from kineflow.deploy.governor import Governor
+from kineflow.deploy.live.feed import Commanded, Feed, Show
 from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.deploy.simulate import Episode, Trace, drive, simulated
 from kineflow.policies.eval_result import EvalConfig
@@ -23,6 +24,7 @@ from kineflow.policies.evaluation import environment_factory
 from kineflow.policies.running_episode import Environment, GoalEnvironment
 from kineflow.policies.telling import teller
 
+_PAINTED = 256  # pixels of the picture of the world, for who watches
 _LIMIT_S = 120.0  # environments end by themselves before
 
 
@@ -66,17 +68,20 @@ class Simulation:
         self.policy.contract.require(env.interface, f"environment {type(env).__name__}")
         return env
 
-    def episode(self, env: Environment, seed: int, latency: Callable[[Question], float]) -> tuple[Episode, EnvironmentRobot]:
+    def episode(
+        self, env: Environment, seed: int, latency: Callable[[Question], float], show: Show | None = None
+    ) -> tuple[Episode, EnvironmentRobot]:
         """One that can be driven, alone or with others (`deploy/simulate.py`, `deploy/together.py`), and its robot."""
         robot = EnvironmentRobot(env, seed, self.policy.contract)
         executor = Executor(self.policy.contract, replace(self.executor, seed=seed))
         if self.policy.contract.interface.goals and isinstance(env, GoalEnvironment):
             executor.set_goal(self._tell(env), 0.0)
         control = Control(executor, self._governor(robot))
-        return simulated(control, robot, latency, self.rate_hz, _LIMIT_S), robot
+        watch = self._watched(show, control, robot) if show else None
+        return simulated(control, robot, latency, self.rate_hz, _LIMIT_S, watch=watch), robot
 
-    def run(self, seeds: Sequence[int], latency_s: float | None = None) -> list[SimulatedEpisode]:
-        """`latency_s`: of every answer; None: the time that the policy takes here."""
+    def run(self, seeds: Sequence[int], latency_s: float | None = None, show: Show | None = None) -> list[SimulatedEpisode]:
+        """`latency_s`: of every answer; None: the time that the policy takes here. `show`: who watches; stays open."""
         env, took = self.environment(), [0.0]
 
         def ask(question: Question) -> ActionChunk:
@@ -87,9 +92,21 @@ class Simulation:
 
         done = []
         for seed in seeds:
-            episode, robot = self.episode(env, seed, lambda question: took[0] if latency_s is None else latency_s)
+            episode, robot = self.episode(env, seed, lambda question: took[0] if latency_s is None else latency_s, show)
             done.append(summary(seed, robot, drive(episode, ask)))
         return done
+
+    def _watched(self, show: Show, control: Control, robot: EnvironmentRobot) -> Feed:
+        """With a picture of the world, the plan drawn in."""
+        vector = self.policy.contract.interface.action.vector
+        bounds = self.profile.limits if self.profile else vector
+        command = Commanded(vector.names, bounds.low, bounds.high)
+
+        def paint(plan: np.ndarray) -> np.ndarray:
+            target = robot.actions[-1] if robot.actions and vector.frame != "base" else None
+            return robot.env.frame(_PAINTED, plan[None] if len(plan) else None, target)
+
+        return show.episode(control, self.profile.name if self.profile else type(robot.env).__name__, command, paint)
 
     def _governor(self, robot: EnvironmentRobot) -> Governs:
         if self.profile is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import kineflow
-from kineflow import cli_collect, cli_data, cli_deploy, cli_export, cli_flow, cli_scene, cli_table
+from kineflow import cli_collect, cli_data, cli_deploy, cli_export, cli_flow, cli_live, cli_scene, cli_table
 from kineflow.cli_verb import add_verb as _verb, positive as _positive, show as _show
 from kineflow.contracts import KineflowError
 from kineflow.extras import EXTRA_OF
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kineflow {kineflow.__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     learning, driving = (_add_training, cli_scene.add, cli_flow.add), (_add_evaluation, cli_table.add)
-    robots = (cli_export.add, cli_deploy.add)
+    robots = (cli_export.add, cli_deploy.add, cli_live.add_doctor)
     for add in (_add_demo_and_data, cli_collect.add, *learning, *driving, _add_compose, *robots, _add_bench):
         add(verbs)
     return parser

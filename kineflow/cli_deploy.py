@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from kineflow import cli_replay, cli_robot, cli_serve
+from kineflow import cli_live, cli_replay, cli_robot, cli_serve
 from kineflow.cli_verb import add_verb, show
 
 
@@ -17,6 +17,7 @@ def add(verbs: Any) -> None:
     _add_simulate(whats)
     cli_replay.add(whats)
     cli_serve.add(whats)
+    cli_live.add(whats)
     cli_robot.add(whats)
 
 
@@ -36,6 +37,7 @@ def _add_simulate(whats: Any) -> None:
     simulate.add_argument("--profile", help="robot whose governor has the last word, such as robots/wheeled (default none)")
     simulate.add_argument("--episodes", type=int, default=5)
     simulate.add_argument("--latency-ms", type=float, help="of every answer (default: the time that it takes here)")
+    cli_live.add_view(simulate)
 
 
 def _simulate(args: argparse.Namespace) -> int:
@@ -51,7 +53,8 @@ def _simulate(args: argparse.Namespace) -> int:
     profile = load_config(RobotProfile, args.profile) if args.profile else None
     simulation = Simulation(load_policy(args.policy), config, executor, profile)
     seeds = range(config.seed_start, config.seed_start + args.episodes)
-    table = table_of(simulation.run(seeds, None if args.latency_ms is None else args.latency_ms / 1e3))
+    with cli_live.shown(args, "simulated", simulation.policy.contract.interface) as watched:
+        table = table_of(simulation.run(seeds, None if args.latency_ms is None else args.latency_ms / 1e3, watched))
 
     def human() -> None:
         for name, value in table.items():

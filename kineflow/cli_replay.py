@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from kineflow import cli_live
 from kineflow.cli_verb import add_verb, show
 from kineflow.interface import KineflowError
 
@@ -19,6 +20,7 @@ def add(whats: Any) -> None:
     replay.add_argument("--latency-ms", type=float, help="of every answer (default: the time that it takes here)")
     replay.add_argument("--remap", action="append", default=[], metavar="OURS:=BAGS", help="a topic of another name; repeatable")
     replay.add_argument("--partial", action="store_true", help="also a bag that is not whole: what there is")
+    cli_live.add_view(replay)
     replay.add_argument("--page", type=Path, help="write an HTML page with the commands over time")
 
 
@@ -38,7 +40,9 @@ def _replay(args: argparse.Namespace) -> int:
     config = replace(load_config(NodeConfig, args.node, args.overrides), policy=args.policy)
     robot = load_config(RobotProfile, config.robot)
     seconds = None if args.latency_ms is None else args.latency_ms / 1e3
-    replayed = replay(args.bag, load(args.policy), config, robot, latency_s=seconds, partial=args.partial, remap=remap)
+    policy = load(args.policy)
+    with cli_live.shown(args, "replayed", policy.contract.interface) as watched:
+        replayed = replay(args.bag, policy, config, robot, latency_s=seconds, partial=args.partial, remap=remap, show=watched)
     table = table_of(replayed, robot.command.names, robot.rate_hz, seconds is None)
     if args.page:
         write_page(table, replayed.recorded, f"{args.bag.name} replayed with {args.policy}", args.page)

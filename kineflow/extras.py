@@ -23,6 +23,8 @@ EXTRA_OF = {
     "icechunk": "versioned",
     **dict.fromkeys(("websockets", "msgpack"), "serve"),
     "ray": "scale",
+    "foxglove": "live",
+    "rerun": "rerun",
 }
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 from kineflow.interface import KineflowError
 
 PROFILE = Path(__file__).with_name("fastdds_profile.xml")
+PROFILE_NAMES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 HIGHEST_DOMAIN = 232  # the port of a higher one would be above 65535
 OLD_NAME = ("humble", "iron")  # distributions whose Fast DDS knows the older name of the variable
 _SEGMENT = re.compile(r"fast(?:dds|rtps)_[0-9a-f]{16}(?:_el)?")
@@ -75,14 +76,26 @@ def check_settings(environ: Mapping[str, str], rmws: tuple[str, ...]) -> None:
     Raises:
         KineflowError: one of them cannot work; names the variable, its value and the remedy.
     """
+    check_domain(environ)
+    check_rmw(environ, rmws)
+    check_log_folder(environ)
+
+
+def check_domain(environ: Mapping[str, str]) -> None:
     domain = environ.get("ROS_DOMAIN_ID", "")
     if domain and not (domain.isascii() and domain.isdigit() and int(domain) <= HIGHEST_DOMAIN):
         raise KineflowError(f"ROS_DOMAIN_ID is '{domain}'; it must be a whole number from 0 to {HIGHEST_DOMAIN}")
+
+
+def check_rmw(environ: Mapping[str, str], rmws: tuple[str, ...]) -> None:
     rmw = environ.get("RMW_IMPLEMENTATION", "")
     if rmw and rmw not in rmws:
         raise KineflowError(f"RMW_IMPLEMENTATION is '{rmw}', installed here: {', '.join(rmws) or 'none'}; install it or unset it")
     if not rmws:
         raise KineflowError("rclpy has no middleware: pip install 'ros-kilted-rclpy[fastrtps]', or the apt package of an RMW")
+
+
+def check_log_folder(environ: Mapping[str, str]) -> None:
     if not (environ.get("HOME") or environ.get("ROS_LOG_DIR") or environ.get("ROS_HOME")):
         raise KineflowError("neither HOME nor ROS_LOG_DIR is set, and rclpy needs a folder for its logs: set ROS_LOG_DIR")
 
@@ -98,10 +111,9 @@ def prepare(environ: MutableMapping[str, str] | None = None) -> RosInstallation:
     environ = os.environ if environ is None else environ
     installation = find_installation(environ)
     check_settings(environ, installation.rmws)
-    names = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
-    chosen = next((name for name in names if environ.get(name)), None)
+    chosen = next((name for name in PROFILE_NAMES if environ.get(name)), None)
     if chosen is None:
-        chosen = names[1] if installation.distribution in OLD_NAME else names[0]
+        chosen = PROFILE_NAMES[1] if installation.distribution in OLD_NAME else PROFILE_NAMES[0]
         environ[chosen] = str(PROFILE)
     if not Path(environ[chosen]).is_file():
         raise KineflowError(f"{chosen} names {environ[chosen]}, which is no file; unset it to take kineflow's profile")
@@ -109,14 +121,22 @@ def prepare(environ: MutableMapping[str, str] | None = None) -> RosInstallation:
 
 
 def clean_stale_segments(folder: Path = Path("/dev/shm"), alive: Path = Path("/proc")) -> int:
-    """Remove Fast DDS's shared-memory segments that no process maps any more, and say how many: a kill leaves 17 MB.
+    """Remove the `stale_segments`, and say how many."""
+    stale = stale_segments(folder, alive)
+    for file in stale:
+        file.unlink(missing_ok=True)
+    return len(stale)
+
+
+def stale_segments(folder: Path = Path("/dev/shm"), alive: Path = Path("/proc")) -> list[Path]:
+    """Fast DDS's shared-memory segments that no process maps any more: a kill leaves 17 MB.
 
     Ports (shared by all participants) and files of other users stay. A segment counts as used as long as a process of this user
     maps it or has its lock file open.
     """
     segments = [file for file in folder.glob("fast*_*") if _SEGMENT.fullmatch(file.name) and file.stat().st_uid == os.getuid()]
     if not segments:
-        return 0
+        return []
     used: set[str] = set()
     for process in alive.glob("[0-9]*"):
         try:
@@ -124,10 +144,7 @@ def clean_stale_segments(folder: Path = Path("/dev/shm"), alive: Path = Path("/p
             used.update(Path(os.readlink(link)).name.split(" ")[0].removesuffix("_el") for link in (process / "fd").iterdir())
         except OSError:  # it ended meanwhile, or is another user's
             continue
-    stale = [file for file in segments if file.name.removesuffix("_el") not in used]
-    for file in stale:
-        file.unlink(missing_ok=True)
-    return len(stale)
+    return [file for file in segments if file.name.removesuffix("_el") not in used]
 
 
 def _wheels_beside(origin: Path) -> tuple[str, ...] | None:

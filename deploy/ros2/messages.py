@@ -13,6 +13,7 @@ from geometry_msgs.msg import Point, PoseStamped, Twist, TwistStamped
 from nav_msgs.msg import Path
 from visualization_msgs.msg import Marker, MarkerArray
 
+from kineflow.deploy.plan_path import along as along
 from kineflow.deploy.ros2.runs import Run
 from kineflow.interface import KineflowError
 
@@ -55,19 +56,6 @@ def twist_message(stamped: bool, names: Sequence[str], values: np.ndarray, stamp
         message.header.stamp, message.header.frame_id = stamp, frame
     fill_twist(message.twist if stamped else message, names, values)
     return message
-
-
-def along(actions: np.ndarray, names: Sequence[str], step_s: float) -> np.ndarray:
-    """Where a chunk of body velocities `[H, A]` leads: x, y (m), yaw (rad) `[H + 1, 3]` from here, by the midpoint rule."""
-    column = {name: actions[:, i] for i, name in enumerate(names)}
-    zero = np.zeros(len(actions))
-    turn = step_s * column.get("yaw_rate", zero)
-    yaw = np.concatenate([[0.0], np.cumsum(turn)])
-    middle = yaw[:-1] + turn / 2
-    vx, vy = column.get("vx", zero), column.get("vy", zero)
-    x = np.cumsum(step_s * (np.cos(middle) * vx - np.sin(middle) * vy))
-    y = np.cumsum(step_s * (np.sin(middle) * vx + np.cos(middle) * vy))
-    return np.stack([np.concatenate([[0.0], x]), np.concatenate([[0.0], y]), yaw], axis=1)
 
 
 def path_message(places: np.ndarray, stamp: Any, frame: str) -> Any:

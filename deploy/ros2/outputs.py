@@ -141,6 +141,20 @@ class Reports:
             self._node.destroy_publisher(publisher)
 
 
+def spoken(robot: RobotProfile, ticked: Ticked | None) -> dict[str, Any]:
+    """Of the last command, by axis: what was wanted and what was given, and the robot's bounds (`deploy/live/diagnosed.py`)."""
+    axes = robot.command.names
+
+    def by_axis(values: Any) -> dict[str, float]:
+        return {} if values is None else dict(zip(axes, np.asarray(values, np.float64).tolist()))
+
+    return {
+        "axis": {"low": by_axis(robot.limits.low), "high": by_axis(robot.limits.high)},
+        "wanted": by_axis(ticked.intent.action if ticked else None),
+        "commanded": by_axis(ticked.command.values if ticked else None),
+    }
+
+
 def ask_for_fifo(priority: int) -> str:
     """SCHED_FIFO for the calling thread alone: of the whole process it would starve what it waits for. What came of it."""
     if priority < 1:

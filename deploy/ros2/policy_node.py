@@ -35,7 +35,7 @@ from kineflow.deploy.ros2.goals import GoalInbox
 from kineflow.deploy.ros2.inputs import GoalInputs, Inputs, wires
 from kineflow.deploy.ros2.intake import GoalIntake, Intake
 from kineflow.deploy.ros2.node_config import NodeConfig
-from kineflow.deploy.ros2.outputs import CommandOutput, Reports
+from kineflow.deploy.ros2.outputs import CommandOutput, Reports, spoken
 from kineflow.deploy.ros2.policy_source import load
 from kineflow.deploy.ros2.process import run_process
 from kineflow.deploy.ros2.runs import CANCELLED, NO_RUN, Run, Runs
@@ -325,6 +325,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         values = {"state": label, "outcome": outcome, "why": why, "shadow": self._config.shadow, "fifo": self._output.fifo}
         values |= self._runner.diagnostics()
         values |= {"governor": self._governor.state(now), "sent": self._output.sent, "robot": self._output.robot.state(now)}
+        values |= spoken(self._robot, None if label != "active" else self._output.last)
         values |= {
             "received": dict(self._inputs.intake.received),
             "input_faults": dict(self._inputs.intake.faults),
