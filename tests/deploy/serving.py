@@ -44,6 +44,7 @@ from kineflow.deploy.server.session import Served  # noqa: E402
 
 TOKEN = "a token that is long enough"
 HORIZON, STEP_S = 8, 0.1
+HELD = 8888  # the state at which the toy waits to be told to go on
 START_S = 60.0  # for a process to begin on a machine that does other things
 
 
@@ -65,10 +66,12 @@ def contract(prediction: int = HORIZON) -> PolicyContract:
 
 
 class Toy:
-    """See the module. A state of 666 makes it fail; of 7000 + n it takes n ms."""
+    """See the module. A state of 666 makes it fail; of 7000 + n it takes n ms; of 8888 it takes until `go_on` is set, and
+    `is_held` says that it is there: what comes meanwhile comes while the policy computes, on a busy machine as well."""
 
     def __init__(self, slow_s: float = 0.0) -> None:
         self.slow_s, self.batches = slow_s, list[int]()
+        self.is_held, self.go_on = threading.Event(), threading.Event()
 
     def predict(self, observation: Observation, request: SamplingRequest) -> ActionChunk:
         seen = observation.state[:, -1, 0]
@@ -77,6 +80,9 @@ class Toy:
         self.batches.append(len(seen))
         extra = [float(s) - 7000 for s in seen if 7000 <= s < 8000]
         time.sleep(self.slow_s + max(extra, default=0.0) / 1e3)
+        if (seen == HELD).any():
+            self.is_held.set()
+            assert self.go_on.wait(START_S)
         point = observation.goal.get("point", np.zeros((len(seen), 3), np.float32))[:, 0]
         clip = observation.goal.get("video", np.zeros((len(seen), 1, 1, 1, 1), np.uint8))[:, 0, 0, 0, 0]
         index = np.asarray(request.seeds)[:, None] + np.arange(HORIZON)
@@ -139,6 +145,14 @@ def request(*seeds: int, **others: Any) -> SamplingRequest:
     return SamplingRequest(np.array(seeds, np.int64), **others)
 
 
+def wait_until(condition: Callable[[], Any], within_s: float = START_S) -> None:
+    """Raises AssertionError: it did not come true."""
+    until_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < until_s, "did not come true"
+        time.sleep(0.005)
+
+
 class Running:
     """A server in a thread of this process."""
 
@@ -171,6 +185,16 @@ class Running:
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(START_S)
         return self.drained
+
+
+@contextmanager
+def held(toy: Toy) -> Iterator[None]:
+    """A policy that computes since before the block, and until its end."""
+    assert toy.is_held.wait(START_S)
+    try:
+        yield
+    finally:
+        toy.go_on.set()
 
 
 @contextmanager
