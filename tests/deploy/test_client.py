@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +43,11 @@ from tests.deploy.serving import (
     request,
     running,
     served,
+    wait_until,
 )
 from tests.deploy.slow_network import network
 
+BUSY_S = 8.0  # slack of a busy machine; less than what a connection takes to be found dead by its pings
 CLIP = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 6, 3), np.uint8)
 
 
@@ -60,7 +65,7 @@ def ask_many(asking: PolicyClient, n: int, timeout_s: float) -> tuple[int, list[
             # Never an answer to another question.
             np.testing.assert_array_equal(chunk.actions[0, :, 0], k % 500)
             np.testing.assert_array_equal(chunk.actions[0, :, 1], k + np.arange(8))
-        assert time.monotonic() - began_s < timeout_s + 1.5  # a busy machine's slack
+        assert time.monotonic() - began_s < timeout_s + BUSY_S
     return answered, why
 
 
@@ -86,7 +91,7 @@ def test_answers_that_come_too_late_are_not_taken_for_later_ones() -> None:
                 break
         assert answered >= 3
         assert "timeout" in why
-        assert set(why) <= {"timeout", "lost", "unreachable"}
+        assert set(why) <= {"timeout", "lost", "unreachable", "deadline"}  # the last: the server's word came in time
         assert between.stalls
         between.stall_every = 0
         asking.connect(20)
@@ -143,7 +148,7 @@ def test_a_network_that_takes_nothing_holds_nobody_up() -> None:
         began_s = time.monotonic()
         with pytest.raises(NoAnswer, match="lost"):
             asking.act(big, request(*range(30)))
-        assert time.monotonic() - began_s < 4  # pings would find out after 10
+        assert time.monotonic() - began_s < BUSY_S  # pings would find out after 10
         between.freezes = False
         asking.connect(20)
         assert ask_many(asking, 3, 20.0) == (3, [])
@@ -172,17 +177,19 @@ def test_encryption(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pauses_between_attempts_grow() -> None:
-    """Nobody listens there: 3 s of asking are a handful of attempts, and each call takes no longer than it may."""
+    """Nobody listens there: asking goes on, by fewer and fewer attempts, and each call takes no longer than it may."""
     with network(1) as nobody:
         port = nobody.port
     with client(f"ws://127.0.0.1:{port}", timeout_s=0.3, shortest_pause_s=0.1, longest_pause_s=1.0) as asking:
         began_s = time.monotonic()
-        while time.monotonic() - began_s < 3.0:
+        while (failed := asking.counts["failed connections"]) < 7:
             asked_s = time.monotonic()
+            assert asked_s - began_s < 60, failed
             with pytest.raises(NoAnswer, match="unreachable"):
                 asking.act(observation(0), request(0))
-            assert 0.25 < time.monotonic() - asked_s < 1.5
-        assert 3 <= asking.counts["failed connections"] <= 9
+            assert 0.25 < time.monotonic() - asked_s < 0.3 + BUSY_S
+        # Half of 0.1, 0.2, 0.4, 0.8, 1.0, ... s between two attempts, at the least.
+        assert time.monotonic() - began_s >= 0.5 * sum(min(0.1 * 2**k, 1.0) for k in range(failed - 1))
 
 
 def test_another_policy_than_before_is_refused() -> None:
@@ -251,8 +258,12 @@ def moves(ticks: list[Ticked]) -> bool:
     return sum(tick.intent.action is not None for tick in ticks) > 20
 
 
-def rests(ticks: list[Ticked]) -> bool:
-    return len(ticks) > 10 and all(tick.intent.action is None for tick in ticks[-10:])
+def uses_up(ticks: list[Ticked]) -> bool:
+    """The plan; and it rests."""
+    last = ticks[-10:]
+    return (
+        len(last) == 10 and all(t.intent.action is None for t in last) and any(t.intent.reason == "chunk used up" for t in last)
+    )
 
 
 def test_a_server_killed_and_started_again_is_no_chunk_and_then_chunks() -> None:
@@ -265,9 +276,7 @@ def test_a_server_killed_and_started_again_is_no_chunk_and_then_chunks() -> None
             assert robot.drive_until(moves)
             server.process.send_signal(signal.SIGKILL)
             server.end()
-            assert robot.drive_until(rests)
-            why = {tick.intent.reason for tick in robot.ticks if tick.intent.action is None}
-            assert "chunk used up" in why
+            assert robot.drive_until(uses_up), {tick.intent.reason for tick in robot.ticks}
             server = Process(server.port)
             assert robot.drive_until(moves)
         assert policy.client.counts["connections"] >= 2
@@ -278,14 +287,25 @@ def test_a_server_killed_and_started_again_is_no_chunk_and_then_chunks() -> None
 
 
 def test_sigterm_answers_what_is_in_work_and_exits_with_0() -> None:
-    server = Process(slow_ms=800)
+    server = Process()
+    asked = urllib.request.Request(f"http://127.0.0.1:{server.port}/status", headers={"Authorization": f"Bearer {TOKEN}"})
+
+    def is_in_work() -> bool:
+        with urllib.request.urlopen(asked, timeout=20) as answer:
+            return bool(json.load(answer)["in_work"])
+
+    def end() -> None:
+        wait_until(is_in_work)
+        server.process.terminate()
+
     try:
         with client(server.url) as asking:
             asking.connect(20)
-            ending = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -TERM {server.process.pid}"])
-            assert asking.act(observation(3), request(0)).chunk.actions[0, 0, 0] == 3
+            ending = threading.Thread(target=end)
+            ending.start()
+            assert asking.act(observation(7999), request(0)).chunk.actions[0, 0, 0] == 7999  # computed for a second
+            ending.join()
             out, _ = server.process.communicate(timeout=60)
-            ending.wait()
         assert server.process.returncode == 0
         assert out.endswith("stopped\n")
     finally:
@@ -303,7 +323,7 @@ sys.path.insert(0, sys.argv[1])
 import numpy as np
 from kineflow.contracts import Observation, SamplingRequest
 from kineflow.deploy.remote import RemotePolicy
-policy = RemotePolicy.connect(sys.argv[2], sys.argv[3], within_s=30)
+policy = RemotePolicy.connect(sys.argv[2], sys.argv[3], timeout_s=30, within_s=30)
 seen = Observation(np.full((1, 2, 1), 5, np.float32), np.zeros((1, 2)), {"front": np.zeros((1, 2, 4, 6, 3), np.uint8)})
 print(policy.predict(seen, SamplingRequest(np.array([7]))).actions[0, 0].tolist(), policy.contract.horizons.prediction)
 print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "jaxtyping", "kineflow", "websockets", "msgpack"}))

@@ -240,7 +240,8 @@ def test_arrived_is_said_after_so_many_answers_in_a_row() -> None:
 
 def test_a_reset_drops_what_was_asked_before() -> None:
     toy = Toy()
-    with running(toy, questions_per_client=6) as server, connect(server.url, additional_headers=OURS) as raw:
+    config = {"questions_per_client": 6, "budget_s": 2 * START_S}
+    with running(toy, **config) as server, connect(server.url, additional_headers=OURS) as raw:
         raw.recv()
         raw.send(act(1, HELD))  # computing until it is let go
         with held(toy):
