@@ -219,8 +219,8 @@ def client(url: str, timeout_s: float = 20.0, token: str = TOKEN, **config: Any)
 class Process:
     """A server as a process; `port` 0: one that is free."""
 
-    def __init__(self, port: int = 0, slow_ms: float = 0.0) -> None:
-        command = [sys.executable, __file__, str(port), TOKEN, str(slow_ms)]
+    def __init__(self, port: int = 0) -> None:
+        command = [sys.executable, __file__, str(port), TOKEN]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -235,5 +235,5 @@ class Process:
 
 
 if __name__ == "__main__":
-    port, token, slow_ms = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-    sys.exit(serve(lambda: served(Toy(slow_ms / 1e3)), ServerConfig(port=port), token, "toy"))
+    port, token = int(sys.argv[1]), sys.argv[2]
+    sys.exit(serve(served, ServerConfig(port=port), token, "toy"))

@@ -6,6 +6,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from kineflow.deploy.ros2.toy_policies import forward
 from tests.deploy.watched import RATE_HZ, Kept, Plane, watched
 
 STEPS = 30
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_feed_is_what_executor_and_governor_did() -> None:
@@ -78,7 +80,7 @@ def test_a_point_ahead_is_where_the_simulated_camera_has_it() -> None:
     from kineflow.envs.navigation.drawing import project
     from kineflow.envs.navigation.ground_truth import camera_pose, intrinsics
 
-    model = mujoco.MjModel.from_xml_path("envs/navigation/embodiments/wheeled.xml")
+    model = mujoco.MjModel.from_xml_path(str(ROOT / "envs/navigation/embodiments/wheeled.xml"))
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     place = load_config(LiveConfig, "live/wheeled").cameras["front"]
