@@ -23,7 +23,7 @@ from kineflow.deploy.adapters.unitree_wire import read_request, read_response, r
 from kineflow.deploy.governor import Command
 from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.interface import KineflowError
-from tests.deploy.adapter_rig import BUSY_S, DRIVER, AdapterRig, free_port
+from tests.deploy.adapter_rig import BUSY_S, DRIVER, START_S, AdapterRig, free_port
 
 # Requests as Unitree's own LocoClient makes them and its message classes (cyclonedds 11.0.1) serialise them, SDK of 2026-07.
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "unitree_vectors.json").read_text())
@@ -141,7 +141,7 @@ def velocities(heard: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def go(rig: AdapterRig) -> None:
     begin = rig.tell("driver", "go")
-    rig.wait_for(lambda: any(v["velocity"][0] > 0.39 for v in velocities(rig.heard(begin))), 10)
+    rig.wait_for(lambda: any(v["velocity"][0] > 0.39 for v in velocities(rig.heard(begin))))
 
 
 def stops(rig: AdapterRig, begin: float) -> list[dict[str, Any]]:
@@ -151,9 +151,9 @@ def stops(rig: AdapterRig, begin: float) -> list[dict[str, Any]]:
 def test_it_walks_by_short_velocities_refreshed(walk: AdapterRig) -> None:
     go(walk)
     begin = time.monotonic()
-    time.sleep(2.5)
+    walk.wait_for(lambda: len(velocities(walk.heard(begin))) >= 25)
     said = velocities(walk.heard(begin))
-    assert len(said) == pytest.approx(25, abs=6)
+    assert np.median(np.diff([v["now_s"] for v in said])) == pytest.approx(0.1, abs=0.025)
     assert {v["duration"] for v in said} == {0.4}
     assert said[-1]["velocity"] == pytest.approx([0.4, 0.1, -0.3], abs=0.01)
     assert walk.heard(begin, "stands") == [], "refreshed in time"
@@ -164,7 +164,7 @@ def test_a_fault_is_a_stop_and_then_silence(walk: AdapterRig, fault: str, after_
     """Braking at 1 m/s^2 from 0.4 m/s (and jerk), then one StopMove; the robot is never damped."""
     go(walk)
     begin = walk.tell("driver", fault) + after_s
-    walk.wait_for(lambda: stops(walk, begin), 5)
+    walk.wait_for(lambda: stops(walk, begin))
     time.sleep(0.6)
     (stop,) = stops(walk, begin)
     print(f"promise 20, {fault}: StopMove after {1e3 * (stop['now_s'] - begin):.0f} ms")
@@ -176,38 +176,35 @@ def test_an_unanswered_stop_is_said_again(walk: AdapterRig) -> None:
     go(walk)
     walk.tell("robot", "mute")
     begin = walk.tell("driver", "rest")
-    walk.wait_for(lambda: len(stops(walk, begin)) >= 3, 10)
+    walk.wait_for(lambda: len(stops(walk, begin)) >= 3)
     walk.tell("robot", "answer")
-    time.sleep(0.5)
-    count = len(stops(walk, begin))
-    time.sleep(0.5)
-    assert len(stops(walk, begin)) == count
+    walk.wait_for(lambda: time.monotonic() - stops(walk, begin)[-1]["now_s"] > 0.8)
 
 
 def test_another_state_of_the_robot_is_rest(walk: AdapterRig) -> None:
     """Somebody made it sit down with the remote control: velocities end, and begin again from rest."""
     go(walk)
     begin = walk.tell("robot", "3")
-    walk.wait_for(lambda: stops(walk, begin), 8)
+    walk.wait_for(lambda: stops(walk, begin))
     time.sleep(0.3)
     assert not any(any(v["velocity"]) for v in velocities(walk.heard(time.monotonic() - 0.2)))
     begin = walk.tell("robot", "500")
-    walk.wait_for(lambda: any(any(v["velocity"]) for v in velocities(walk.heard(begin))), 8)
+    walk.wait_for(lambda: any(any(v["velocity"]) for v in velocities(walk.heard(begin))))
 
 
 def test_frozen_and_killed_the_robot_stands_within_the_duration(walk: AdapterRig) -> None:
     go(walk)
     frozen = time.monotonic()
     walk.processes["driver"].send_signal(signal.SIGSTOP)
-    walk.wait_for(lambda: walk.heard(frozen, "stands"), 5)
+    walk.wait_for(lambda: walk.heard(frozen, "stands"))
     assert walk.heard(frozen, "stands")[0]["now_s"] - frozen <= 0.5 + BUSY_S
     thawed = time.monotonic()
     walk.processes["driver"].send_signal(signal.SIGCONT)
-    walk.wait_for(lambda: velocities(walk.heard(thawed)), 5)
+    walk.wait_for(lambda: velocities(walk.heard(thawed)))
     go(walk)
     killed = time.monotonic()
     walk.processes["driver"].kill()
-    walk.wait_for(lambda: walk.heard(killed, "stands"), 5)
+    walk.wait_for(lambda: walk.heard(killed, "stands"))
     stands_s = walk.heard(killed, "stands")[0]["now_s"] - killed
     print(f"promise 20, SIGKILL: the robot stands after {1e3 * stands_s:.0f} ms")
     assert stands_s <= 0.5 + BUSY_S
@@ -218,10 +215,10 @@ def test_an_estop_stops_and_only_the_operator_damps(tmp_path: Path) -> None:
     with started(tmp_path) as rig:
         go(rig)
         begin = rig.tell("driver", "estop")
-        rig.wait_for(lambda: stops(rig, begin), 5)
+        rig.wait_for(lambda: stops(rig, begin))
         assert stops(rig, begin)[0]["now_s"] - begin <= 0.12 + BUSY_S, "no ramp: an e-stop is zero at once"
         rig.tell("driver", "stop")
-        assert rig.processes["driver"].wait(10) == 0
+        assert rig.processes["driver"].wait(START_S) == 0
         assert [h for h in rig.heard(what="request") if h["api"] == SET_FSM] == []
         profile = load_config(RobotProfile, rig.folder / "g1.yaml")
         robot = G1.open(profile)
