@@ -90,6 +90,7 @@ class Governor:
         self._observed_s = -math.inf
         self._seen: dict[str, tuple[HalfPlanes, Place, float]] = {}  # by sensor, and "fence": see keep_out.Motion
         self._braking: set[str] = set()  # for which of them
+        self._expected: tuple[str, ...] = ()
         self._outside = ""
         self._counts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
@@ -155,6 +156,10 @@ class Governor:
         self._interlocks.supervisor_s = now_s
 
     # What is around
+
+    def expect(self, sources: Sequence[str]) -> None:
+        """Sensors that look for obstacles: nothing moves before each was heard. Not told, with keep-out, one must be."""
+        self._expected = tuple(sources)
 
     def ranges(
         self,
@@ -346,6 +351,9 @@ class Governor:
                 return f"{source} went silent"
         if fence and "fence" not in self._seen:
             return "pose not known"
+        looking = self._expected or self._seen.keys() - {"fence"} or ("ranges",)
+        if keep and (unheard := next((source for source in looking if source not in self._seen), "")):
+            return f"{unheard} not heard"
         return ""
 
     def _publish(

@@ -138,16 +138,17 @@ def from_ranges(
 ) -> HalfPlanes | None:
     """Of one planar scan, angles counter-clockwise from the sensor's x axis.
 
-    `inf` is free, `-inf` closer than the sensor can tell (REP 117), NaN and negative were not measured. None where not a
-    single beam was measured: such a scan must not count as having looked.
+    `inf` is free, `-inf` closer than the sensor can tell (REP 117); NaN, zero and negative were not measured, nor was a beam
+    whose angle is no number. None where not a single beam was measured: such a scan must not count as having looked.
     """
     angles, metres = np.asarray(angles, np.float64), np.asarray(metres, np.float64)
     if angles.shape != metres.shape or angles.ndim != 1:
         raise KineflowError(f"range scan: {metres.shape} distances for {angles.shape} angles; give one angle per distance")
     metres = np.where(metres == -math.inf, 0.01, metres)
-    if not np.any(metres >= 0):
+    metres = np.where(np.isfinite(angles) & (metres > 0), metres, math.nan)
+    if np.isnan(metres).all():
         return None
-    near = np.flatnonzero((metres >= 0) & (metres < math.inf))
+    near = np.flatnonzero(metres < math.inf)
     flat = metres[near, None] * np.stack([np.cos(angles[near]), np.sin(angles[near]), np.zeros(len(near))], axis=1)
     points = mount.to_base(flat)
     points[:, 2] = 0.0  # one height stands for all: a planar scan keeps the body away sideways

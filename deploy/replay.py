@@ -85,7 +85,7 @@ def replay(
     bag = Bag.open(path, (*TOPICS, commands, shadow))
     if bag.damage and not partial:
         raise KineflowError(f"{bag.damage}; replay what there is with --partial")
-    robot, notes = _as_recorded(bag, robot, config, names)
+    robot, config, notes = _as_recorded(bag, robot, config, names)
     player = _Player(bag, policy.contract, robot, config, names)
     notes = [*([bag.damage] if bag.damage else []), *notes, *_slow(bag, config, names)]
     start_s = player.begin()
@@ -282,8 +282,10 @@ def absolute(topic: str) -> str:
     return topic if topic.startswith("/") else f"/{topic}"
 
 
-def _as_recorded(bag: Bag, robot: RobotProfile, config: NodeConfig, names: Mapping[str, str]) -> tuple[RobotProfile, list[str]]:
-    """The robot without the watchdogs of topics that nobody recorded, and one line for each."""
+def _as_recorded(
+    bag: Bag, robot: RobotProfile, config: NodeConfig, names: Mapping[str, str]
+) -> tuple[RobotProfile, NodeConfig, list[str]]:
+    """Robot and node without the watchdogs and sensors of topics that nobody recorded, and one line for each."""
     notes, dogs = [], robot.watchdogs
 
     def lacks(topic: str) -> bool:
@@ -295,11 +297,19 @@ def _as_recorded(bag: Bag, robot: RobotProfile, config: NodeConfig, names: Mappi
     if math.isfinite(dogs.supervisor_s) and lacks(config.supervisor_topic):
         dogs = replace(dogs, supervisor_s=math.inf)
         notes.append(f"no {absolute(config.supervisor_topic)}: the supervisor is taken as alive all the time")
-    if robot.keep_out and lacks(config.scan_topic):
-        notes.append(f"no {absolute(config.scan_topic)}: nothing keeps the robot out of obstacles in this replay")
+    scan, depths = config.scan_topic, dict(config.depths)
+    gone = [topic for topic in (scan, *(depth.topic for depth in depths.values())) if topic and lacks(topic)]
+    depths = {name: depth for name, depth in depths.items() if depth.topic not in gone}
+    config = replace(config, scan_topic="" if scan in gone else scan, depths=depths)
+    if robot.keep_out and gone:
+        is_blind = not (config.scan_topic or depths)
+        word = "nothing keeps the robot out of obstacles" if is_blind else "it looks for obstacles with less"
+        notes += [f"no {absolute(topic)}: {word} in this replay" for topic in gone]
+        robot = replace(robot, keep_out=None) if is_blind else robot
     if robot.geofence and lacks(config.pose_topic):
         notes.append(f"no {absolute(config.pose_topic)}: nothing keeps the robot within its fence in this replay")
-    return replace(robot, watchdogs=dogs), notes
+        robot = replace(robot, geofence=None)
+    return replace(robot, watchdogs=dogs), config, notes
 
 
 def _slow(bag: Bag, config: NodeConfig, names: Mapping[str, str]) -> Iterator[str]:

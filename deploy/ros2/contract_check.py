@@ -81,7 +81,9 @@ def _watchdogs(robot: RobotProfile, config: NodeConfig) -> Iterator[str]:
         yield "estop: the robot's profile wants an e-stop source; name estop_topic, or say watchdogs.estop: false there"
     if math.isfinite(robot.watchdogs.supervisor_s) and not config.supervisor_topic:
         yield "supervisor: the robot's profile watches one; name supervisor_topic, or say watchdogs.supervisor_s: .inf there"
-    if robot.keep_out and not config.scan_topic:
-        yield "keep_out: the robot's profile wants ranges; name scan_topic, or leave keep_out out of the profile"
+    if robot.keep_out and not (config.scan_topic or config.depths):
+        yield "keep_out: the robot's profile wants ranges; name scan_topic or depths, or leave keep_out out of the profile"
+    if config.depths and not robot.keep_out:
+        yield f"depths: {sorted(config.depths)} keep out of obstacles, and the robot's profile has no keep_out; add it there"
     if robot.geofence and not config.pose_topic:
         yield "geofence: the robot's profile wants the pose; name pose_topic, or leave geofence out of the profile"

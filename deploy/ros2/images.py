@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Float32, UInt8, UInt16
 
 from kineflow.interface import CameraSpec, KineflowError
 
@@ -53,13 +53,22 @@ def depth_mm(message: Any) -> UInt16[np.ndarray, "H W"]:
     Raises:
         PictureError: unknown encoding, or data that do not fit the stated size.
     """
-    if message.encoding not in _DEPTHS:
-        raise PictureError(f"depth with encoding '{message.encoding}' is not known; publish one of {sorted(_DEPTHS)}")
-    values = _pixels(message, _DEPTHS[message.encoding], 1)[..., 0]
+    values = depth_as_sent(message)
     if values.dtype == np.uint16:
-        return np.ascontiguousarray(values)
+        return values
     metres = np.where(np.isfinite(values) & (values > 0), values, 0.0)
     return np.minimum(np.rint(1e3 * metres), 65535).astype(np.uint16)
+
+
+def depth_as_sent(message: Any) -> UInt16[np.ndarray, "H W"] | Float32[np.ndarray, "H W"]:
+    """sensor_msgs/Image of depth as it is: uint16 mm, or float32 m in which infinity (free) and NaN (nothing) differ.
+
+    Raises:
+        PictureError: unknown encoding, or data that do not fit the stated size.
+    """
+    if message.encoding not in _DEPTHS:
+        raise PictureError(f"depth with encoding '{message.encoding}' is not known; publish one of {sorted(_DEPTHS)}")
+    return np.ascontiguousarray(_pixels(message, _DEPTHS[message.encoding], 1)[..., 0])
 
 
 def decompressed(message: Any, camera: CameraSpec) -> np.ndarray:

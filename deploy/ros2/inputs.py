@@ -13,7 +13,7 @@ from std_msgs.msg import Bool, Header
 from kineflow.contracts import KineflowError, PolicyContract
 from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.deploy.ros2.intake import FEATURE_TYPES, GoalIntake, Intake, Take
-from kineflow.deploy.ros2.message_checks import feature_check, frame_check, picture_check
+from kineflow.deploy.ros2.message_checks import depth_check, feature_check, frame_check, picture_check
 from kineflow.deploy.ros2.node_config import NodeConfig
 from kineflow.deploy.ros2.qos import Quality, profile
 from kineflow.deploy.ros2.wiring import Wire
@@ -62,8 +62,11 @@ def wires(contract: PolicyContract, robot: RobotProfile, config: NodeConfig) -> 
         found.append(Wire("estop", config.estop_topic, Bool, latched=True))
     if math.isfinite(robot.watchdogs.supervisor_s):
         found.append(Wire("supervisor", config.supervisor_topic, Header, needs_publisher=False))
-    if robot.keep_out:
+    if robot.keep_out and config.scan_topic:
         found.append(Wire("ranges", config.scan_topic, message_class("sensor_msgs/msg/LaserScan"), 2 / robot.keep_out.range_s))
+    if robot.keep_out and config.depths:
+        image = message_class("sensor_msgs/msg/Image")
+        found += [Wire(f"depth '{n}'", d.topic, image, d.rate_hz, check=depth_check()) for n, d in config.depths.items()]
     if robot.geofence:
         odometry = message_class("nav_msgs/msg/Odometry")
         found.append(Wire("pose", config.pose_topic, odometry, check=frame_check(robot.geofence.frame)))

@@ -18,11 +18,12 @@ import numpy as np
 from kineflow.contracts import KineflowError, PolicyContract
 from kineflow.deploy.asking import FollowsGoal
 from kineflow.deploy.governor import Governor
+from kineflow.deploy.keep_out import Mount, Pinhole
 from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.deploy.ros2.goals import GoalInbox
-from kineflow.deploy.ros2.images import PictureError, decompressed, fitted
-from kineflow.deploy.ros2.message_checks import Check, feature_check, frame_check, picture_check
-from kineflow.deploy.ros2.node_config import FeatureTopic, NodeConfig
+from kineflow.deploy.ros2.images import PictureError, decompressed, depth_as_sent, fitted
+from kineflow.deploy.ros2.message_checks import Check, depth_check, feature_check, frame_check, picture_check
+from kineflow.deploy.ros2.node_config import DepthTopic, FeatureTopic, NodeConfig
 from kineflow.deploy.ros2.readers import pose_of, read_feature, read_picture, seconds_of
 from kineflow.interface import CameraSpec
 
@@ -62,6 +63,8 @@ class Intake:
         self.faults: dict[str, str] = {}  # last complaint per stream, for diagnostics
         self.received: dict[str, int] = {}
         self.taps = [*self._sensed(config), *self._watched(robot, config)]
+        if robot.keep_out:
+            governor.expect([*(["ranges"] if config.scan_topic else []), *(f"depth '{name}'" for name in config.depths)])
 
     def _sensed(self, config: NodeConfig) -> Iterator[Tap]:
         interface = self._contract.interface
@@ -82,8 +85,11 @@ class Intake:
         if math.isfinite(robot.watchdogs.supervisor_s):
             beat: Take = lambda message, ros_s, received_s: self._governor.supervisor(received_s)  # noqa: E731
             yield Tap("supervisor", config.supervisor_topic, HEADER, beat)
+        if robot.keep_out and config.scan_topic:
+            yield Tap("ranges", config.scan_topic, SCAN, self._scan(config.scan_mount))
         if robot.keep_out:
-            yield Tap("ranges", config.scan_topic, SCAN, self._scan)
+            for name, depth in config.depths.items():
+                yield Tap(f"depth '{name}'", depth.topic, IMAGE, self._depth(f"depth '{name}'", depth), check=depth_check())
         if robot.geofence:
             yield Tap("pose", config.pose_topic, ODOMETRY, self._pose, check=frame_check(robot.geofence.frame))
 
@@ -128,13 +134,43 @@ class Intake:
 
         return take
 
-    def _scan(self, message: Any, ros_s: float, received_s: float) -> None:
-        metres = np.asarray(message.ranges, np.float64)
-        angles = message.angle_min + message.angle_increment * np.arange(len(metres))
-        metres = np.where((metres < message.range_min) | (metres > message.range_max), np.inf, metres)
-        self._governor.ranges(angles, metres, received_s)
+    def _is_timely(self, stream: str, message: Any, ros_s: float) -> bool:
+        """What the surroundings were long ago must not be taken for how they are."""
+        self.received[stream] = self.received.get(stream, 0) + 1
+        if reason := self._governor.check_stamp(seconds_of(message.header.stamp), ros_s):
+            self.faults[stream] = reason
+        return not reason
+
+    def _scan(self, mount: Mount) -> Take:
+        def take(message: Any, ros_s: float, received_s: float) -> None:
+            if not self._is_timely("ranges", message, ros_s):
+                return
+            metres = np.asarray(message.ranges, np.float64)
+            angles = message.angle_min + message.angle_increment * np.arange(len(metres))
+            metres = np.where(metres > message.range_max, np.inf, metres)
+            unmeasured = (metres < message.range_min) & (metres > -np.inf)  # -inf: closer than it can tell
+            self._governor.ranges(angles, np.where(unmeasured, np.nan, metres), received_s, mount)
+
+        return take
+
+    def _depth(self, stream: str, camera: DepthTopic) -> Take:
+        pinhole = Pinhole(camera.fx, camera.fy, camera.cx, camera.cy)
+
+        def take(message: Any, ros_s: float, received_s: float) -> None:
+            if not self._is_timely(stream, message, ros_s):
+                return
+            try:
+                picture = depth_as_sent(message)
+            except PictureError as error:
+                self.faults[stream] = str(error)
+                return
+            self._governor.depth(picture, pinhole, received_s, camera.mount, stream)
+
+        return take
 
     def _pose(self, message: Any, ros_s: float, received_s: float) -> None:
+        if not self._is_timely("fence", message, ros_s):
+            return
         x, y, z, qx, qy, qz, qw = pose_of(message.pose.pose)
         yaw = math.atan2(2 * (qx * qy + qw * qz), 1 - 2 * (qy * qy + qz * qz))
         self._governor.pose(x, y, yaw, received_s, z)

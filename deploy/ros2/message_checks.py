@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kineflow.contracts import KineflowError
+from kineflow.deploy.ros2.images import depth_as_sent
 from kineflow.deploy.ros2.node_config import CameraTopic, FeatureTopic
 from kineflow.deploy.ros2.readers import read_feature, read_picture
 from kineflow.interface import CameraSpec
@@ -28,6 +29,11 @@ def picture_check(camera: CameraTopic, spec: CameraSpec) -> Check:
         return _fault(lambda: read_picture(message, spec))
 
     return check
+
+
+def depth_check() -> Check:
+    """Encoding and size of a depth camera's messages."""
+    return lambda message: _fault(lambda: depth_as_sent(message))
 
 
 def feature_check(topic: FeatureTopic, names: tuple[str, ...]) -> Check:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kineflow.deploy.executor_config import ExecutorConfig
+from kineflow.deploy.keep_out import Mount
 from kineflow.interface import KineflowError
 
 FeatureKind = Literal["odometry_velocity", "odometry_pose", "joint_positions", "constant"]
@@ -32,6 +33,27 @@ class CameraTopic:
 
     def __post_init__(self) -> None:
         _check_topic(self.topic, self.rate_hz)
+
+
+@dataclass(frozen=True)
+class DepthTopic:
+    """A depth camera (sensor_msgs/Image, 16UC1 or 32FC1) that keeps the robot out of obstacles; the policy need not see it.
+
+    `fx` to `cy`: as its CameraInfo says, in pixels. `mount`: where its optical centre sits in the base frame (no tf is read).
+    """
+
+    topic: str
+    rate_hz: float
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    mount: Mount = field(default_factory=Mount)
+
+    def __post_init__(self) -> None:
+        _check_topic(self.topic, self.rate_hz)
+        if not (self.fx > 0 and self.fy > 0):
+            raise KineflowError(f"depth '{self.topic}': fx {self.fx}, fy {self.fy} must be positive, as CameraInfo says")
 
 
 @dataclass(frozen=True)
@@ -80,6 +102,7 @@ class NodeConfig:
     `shadow`: everything runs, what would be commanded is published on shadow_<command_topic> alone.
     `starts`: "at_once" follows the policy from activation on and after each new goal; "asked" waits for the service `~/run`.
     `fifo_priority`: of the output thread, where permitted; 0 does not ask.
+    `scan_topic` and `depths`: what keep-out looks with; `scan_mount`: where the scanner sits in the base frame (no tf is read).
     """
 
     policy: str
@@ -94,6 +117,8 @@ class NodeConfig:
     guard_estop_topic: str = "guard_estop"  # pressed by the guard process when it had to stop the robot
     supervisor_topic: str = "supervisor"
     scan_topic: str = ""
+    scan_mount: Mount = field(default_factory=Mount)
+    depths: Mapping[str, DepthTopic] = field(default_factory=dict)
     pose_topic: str = ""  # nav_msgs/Odometry in the geofence's frame
     action_limits: Literal["same", "clamped"] = "same"
     wiring_timeout_s: float = 5.0

@@ -27,6 +27,7 @@ FAST = profile(  # 1 m/s, as promise 2 was measured
 
 
 STARTED_S = 100.0
+AHEAD, FREE = np.zeros(1), np.array([math.inf])
 
 
 class Drive:
@@ -48,6 +49,8 @@ class Drive:
             self.governor.supervisor(self.now_s)
         if "observation" in self.alive:
             self.observed_s = self.now_s
+        if self.robot.keep_out:  # one sensor looks and sees nothing: what others see counts
+            self.governor.ranges(AHEAD, FREE, self.now_s, source="free")
         wanted = np.array(action, np.float32) if isinstance(action, (list, tuple)) else action
         command = self.governor.govern(Intent(wanted, "chunk used up" if action is None else "", self.observed_s), self.now_s)
         self.times.append(self.now_s)

@@ -84,7 +84,7 @@ def replayed(bag: Path, latency_s: float | None = 0.03, **options: Any) -> Repla
 
 def in_process(start_s: float, latency_s: float) -> np.ndarray:
     """The oracle: no messages, no bag, no conversion, no simulate.py; executor and governor by hand on the numbers themselves."""
-    policy, made = to_point(), assemble(to_point().contract, ROBOT, NODE)
+    policy, made = to_point(), assemble(to_point().contract, replace(ROBOT, keep_out=None), NODE)
     executor, governor = made.control.executor, made.governor
     events: list[tuple[float, int, Any]] = []
     for i in range(round(SECONDS * 30)):
