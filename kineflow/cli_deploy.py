@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from kineflow import cli_live, cli_replay, cli_robot, cli_serve
-from kineflow.cli_verb import add_verb, show
+from kineflow.cli_verb import add_verb, at_least_one, not_negative, show
 
 
 def add(verbs: Any) -> None:
@@ -35,8 +35,8 @@ def _add_simulate(whats: Any) -> None:
     simulate.add_argument("--config", default="eval/pusht", help="evaluation config: which environment (default eval/pusht)")
     simulate.add_argument("--executor", default="deploy/rtc", help="how chunks are executed (default deploy/rtc)")
     simulate.add_argument("--profile", help="robot whose governor has the last word, such as robots/wheeled (default none)")
-    simulate.add_argument("--episodes", type=int, default=5)
-    simulate.add_argument("--latency-ms", type=float, help="of every answer (default: the time that it takes here)")
+    simulate.add_argument("--episodes", type=at_least_one, default=5)
+    simulate.add_argument("--latency-ms", type=not_negative, help="of every answer (default: the time that it takes here)")
     cli_live.add_view(simulate)
 
 

@@ -37,6 +37,8 @@ def add(verbs: Any) -> None:
 def _export(args: argparse.Namespace) -> int:
     if (args.name is None) == (args.format is None):
         raise KineflowError("kineflow export: give --format (onnx, openvino or torch) for a robot, or --name to ship a policy")
+    if args.name and (args.check or args.steps or args.instruction or args.precision != "fp32"):
+        raise KineflowError("--check, --steps, --instruction and --precision belong to --format; leave them out with --name")
     return _ship(args) if args.name else _models(args)
 
 
@@ -95,4 +97,7 @@ def _print(made: Any) -> None:
 
 
 def _counts(text: str) -> Sequence[int]:
-    return tuple(int(part) for part in text.split(","))
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers such as 4,2, got {text}") from None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -46,27 +49,51 @@ def add_view(verb: argparse.ArgumentParser) -> None:
 @contextmanager
 def shown(args: argparse.Namespace, state: str, interface: Interface) -> Iterator[Show | None]:
     """Open the views that were asked for; None without one. Closed at the end, whatever happens: a file stays readable."""
-    if not args.view:
-        yield None
-        return
-    import sys
-
     from kineflow.config import load_config
     from kineflow.deploy.live.drawing import LiveConfig, drawings
     from kineflow.deploy.live.feed import Show
     from kineflow.deploy.live.views import open_view
+    from kineflow.interface import KineflowError
 
+    if not args.view:
+        if args.live:
+            raise KineflowError(f"--live {args.live} says where plans are drawn in pictures; name who shows them with --view")
+        yield None
+        return
     draws = drawings(interface, load_config(LiveConfig, args.live) if args.live else LiveConfig())
     opened = Show([], state)
+    with told_to_end():
+        try:
+            for word in args.view:
+                sink, told = open_view(word, draws)
+                opened.sinks.append(sink)
+                if told:
+                    print(told, file=sys.stderr)
+            yield opened
+        finally:
+            opened.close()
+
+
+@contextmanager
+def told_to_end() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a lost ssh connection, end what is within as an exception does: files are closed, the terminal is
+    given back. A second one ends the process at once. Elsewhere than in the main thread nothing changes."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP) if is_main}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}  # by nohup
+
+    def end(number: int, frame: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    for number in before:
+        signal.signal(number, end)
     try:
-        for word in args.view:
-            sink, told = open_view(word, draws)
-            opened.sinks.append(sink)
-            if told:
-                print(told, file=sys.stderr)
-        yield opened
+        yield
     finally:
-        opened.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _watch(args: argparse.Namespace) -> int:
@@ -75,7 +102,8 @@ def _watch(args: argparse.Namespace) -> int:
     prepare()
     from kineflow.deploy.ros2.watching import watch
 
-    return watch(args.node, args.seconds, args.json)
+    with told_to_end():
+        return watch(args.node, args.seconds, args.json)
 
 
 def _doctor(args: argparse.Namespace) -> int:

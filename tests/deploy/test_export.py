@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kineflow.cli import main
 from kineflow.contracts import (
     CameraSpec,
     FeatureSpec,
@@ -181,3 +182,13 @@ def test_resized_as_torch_resizes(mode: str) -> None:
         torch.testing.assert_close(resized(frames.float(), (size, size), mode=mode, antialias=True), smooth, atol=5e-3, rtol=0)
     cells = torch.randn(1, 4, 12, 12, generator=generator)
     torch.testing.assert_close(averaged(cells, 5), F.adaptive_avg_pool2d(cells, 5))
+
+
+def test_options_of_the_other_kind_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is written: --name writes into the package."""
+    for words in (["--check"], ["--steps", "2"], ["--precision", "bf16"], ["--instruction", "go"]):
+        assert main(["export", "no/such/policy", "--name", "mine", *words]) == 2
+        assert "belong to --format" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["export", "no/such/policy", "--format", "onnx", "--steps", "a"])
+    assert "whole numbers such as 4,2, got a" in capsys.readouterr().err

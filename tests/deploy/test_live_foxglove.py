@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,21 @@ from tests.deploy.test_replay import SECONDS, bag_of, beats, messages
 from tests.deploy.watched import Kept, Plane, watched
 
 pytest.importorskip("foxglove")
+SLOW = """
+import pathlib, time
+from kineflow.deploy.ros2.toy_policies import to_point
+def slow():
+    policy = to_point()
+    predict, calls = policy.predict, []
+    def answer(observation, request):
+        calls.append(None)
+        if len(calls) > 5:
+            (pathlib.Path(__file__).parent / "asked").touch()
+            time.sleep(0.5)
+        return predict(observation, request)
+    policy.predict = answer
+    return policy
+"""
 PLACE = CameraPlace(Mount(z=0.5, pitch=0.2), 60.0)
 
 
@@ -158,3 +178,26 @@ def test_a_bag_is_replayed_into_a_file(tmp_path: Path, capsys: pytest.CaptureFix
     assert len(topics["/command"]) == json.loads(said.out)["commands"]
     assert {"/camera/front", "/camera/front/plan", "/plan", "/goal"} <= topics.keys()
     assert topics["/goal"][0][1]["words"].startswith("point [3.0, 1.0")
+
+
+def test_a_file_is_whole_when_the_replay_is_told_to_end(tmp_path: Path) -> None:
+    """SIGTERM in the middle, in a process of its own: the file has its footer."""
+    bag, file = bag_of(tmp_path, [*messages(), *beats(0.3, SECONDS)]), tmp_path / "seen.mcap"
+    (tmp_path / "slow_policy.py").write_text(SLOW)
+    settings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    words = ["deploy", "replay", str(bag), "slow_policy:slow", "--latency-ms", "50", "--view", str(file)]
+    with subprocess.Popen([sys.executable, "-m", "kineflow.cli", *words], env=settings) as process:
+        try:
+            begin = time.monotonic()
+            while not (tmp_path / "asked").exists() and time.monotonic() - begin < 60:
+                time.sleep(0.1)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+    with file.open("rb") as stream:
+        summary = make_reader(stream).get_summary()
+    assert summary is not None
+    assert summary.statistics is not None
+    assert summary.statistics.message_count > 0
+    assert len(read(file)["/command"]) > 10

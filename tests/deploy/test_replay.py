@@ -258,6 +258,25 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "recorded commands" in capsys.readouterr().out
 
 
+def test_what_is_wrong_is_said_before_the_policy_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bag = bag_of(tmp_path, messages()[:50])
+    (tmp_path / "file").write_text("")
+    for words, said in (
+        ((tmp_path / "none.mcap",), "none.mcap is no recording"),
+        ((bag, "--page", tmp_path / "file" / "page.html"), "name a file where you may write"),
+        ((bag, "--page", tmp_path), "name a file where you may write"),
+    ):
+        assert main(["deploy", "replay", str(words[0]), "no/such/policy", *map(str, words[1:])]) == 2
+        assert said in capsys.readouterr().err
+    for seconds in ("nan", "inf", "-1"):
+        with pytest.raises(SystemExit):
+            main(["deploy", "replay", str(bag), "no/such/policy", "--latency-ms", seconds])
+        assert f"0 or more, got {seconds}" in capsys.readouterr().err
+    words = ["deploy", "replay", str(bag), "kineflow.deploy.ros2.toy_policies:to_point", "--live", "live/wheeled"]
+    assert main(words) == 2
+    assert "name who shows them with --view" in capsys.readouterr().err
+
+
 def test_chunks_with_nan_are_counted_as_refused(tmp_path: Path) -> None:
     """Three in a row are a fault, in a replay as on the robot."""
     policy = to_point()
