@@ -1,4 +1,5 @@
-"""Suite-wide rules: shapes checked at run time, threads, skips (in CI a failure unless tests/expected_skips.txt says why)."""
+"""Suite-wide rules: shapes checked at run time, threads, skips (in CI a failure unless tests/expected_skips.txt says why), and
+tests of real time that are run again on a busy machine (tests/run_again.py)."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+
+from tests.run_again import pytest_report_teststatus, pytest_runtest_protocol, pytest_terminal_summary  # noqa: F401
 
 # Shapes and types of everything between an observation and a chunk are checked at run time in tests, and free in production.
 # Here, before anything imports these modules.

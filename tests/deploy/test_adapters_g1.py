@@ -148,6 +148,7 @@ def stops(rig: AdapterRig, begin: float) -> list[dict[str, Any]]:
     return [v for v in velocities(rig.heard(begin)) if not any(v["velocity"])]
 
 
+@pytest.mark.real_time
 def test_it_walks_by_short_velocities_refreshed(walk: AdapterRig) -> None:
     go(walk)
     begin = time.monotonic()
@@ -159,6 +160,7 @@ def test_it_walks_by_short_velocities_refreshed(walk: AdapterRig) -> None:
     assert walk.heard(begin, "stands") == [], "refreshed in time"
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize(("fault", "after_s"), [("rest", 0.0), ("think", 0.0), ("stale", 0.2), ("nan", 0.0)])
 def test_a_fault_is_a_stop_and_then_silence(walk: AdapterRig, fault: str, after_s: float) -> None:
     """Braking at 1 m/s^2 from 0.4 m/s (and jerk), then one StopMove; the robot is never damped."""
@@ -172,6 +174,7 @@ def test_a_fault_is_a_stop_and_then_silence(walk: AdapterRig, fault: str, after_
     assert velocities(walk.heard(stop["now_s"] + 1e-6)) == []
 
 
+@pytest.mark.real_time
 def test_an_unanswered_stop_is_said_again(walk: AdapterRig) -> None:
     go(walk)
     walk.tell("robot", "mute")
@@ -181,6 +184,7 @@ def test_an_unanswered_stop_is_said_again(walk: AdapterRig) -> None:
     walk.wait_for(lambda: time.monotonic() - stops(walk, begin)[-1]["now_s"] > 0.8)
 
 
+@pytest.mark.real_time
 def test_another_state_of_the_robot_is_rest(walk: AdapterRig) -> None:
     """Somebody made it sit down with the remote control: velocities end, and begin again from rest."""
     go(walk)
@@ -192,6 +196,7 @@ def test_another_state_of_the_robot_is_rest(walk: AdapterRig) -> None:
     walk.wait_for(lambda: any(any(v["velocity"]) for v in velocities(walk.heard(begin))))
 
 
+@pytest.mark.real_time
 def test_frozen_and_killed_the_robot_stands_within_the_duration(walk: AdapterRig) -> None:
     go(walk)
     frozen = time.monotonic()
@@ -211,6 +216,7 @@ def test_frozen_and_killed_the_robot_stands_within_the_duration(walk: AdapterRig
     assert [h for h in walk.heard(what="request") if h["api"] == SET_FSM] == [], "nobody was damped in all these tests"
 
 
+@pytest.mark.real_time
 def test_an_estop_stops_and_only_the_operator_damps(tmp_path: Path) -> None:
     with started(tmp_path) as rig:
         go(rig)

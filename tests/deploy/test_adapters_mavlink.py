@@ -65,6 +65,7 @@ def fly(rig: AdapterRig) -> None:
     rig.wait_for(flies)
 
 
+@pytest.mark.real_time
 def test_before_the_mode_only_life_is_proved(px4: AdapterRig) -> None:
     px4.tell("driver", "go")
     px4.tell("autopilot", "hold")
@@ -78,6 +79,7 @@ def test_before_the_mode_only_life_is_proved(px4: AdapterRig) -> None:
     assert {h["what"] for h in heard} == {"heartbeat", "setpoint"}  # zeros: PX4 wants a stream before it enters OFFBOARD
 
 
+@pytest.mark.real_time
 def test_in_the_mode_the_governed_velocity_is_flown_from_rest(px4: AdapterRig) -> None:
     begin = time.monotonic()
     fly(px4)
@@ -91,6 +93,7 @@ def test_in_the_mode_the_governed_velocity_is_flown_from_rest(px4: AdapterRig) -
     assert max(speeds) <= 0.4 + 1e-6
 
 
+@pytest.mark.real_time
 def test_leaving_the_mode_ends_the_setpoints(px4: AdapterRig) -> None:
     fly(px4)
     begin = px4.tell("autopilot", "hold")
@@ -102,6 +105,7 @@ def test_leaving_the_mode_ends_the_setpoints(px4: AdapterRig) -> None:
     assert moving(px4.heard(begin + 0.1 + BUSY_S)) == []
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize(
     ("fault", "after_s"),
     [("stale", 0.2), ("nan", 0.0), ("think", 0.0)],  # stale: the observation's watchdog runs first
@@ -123,6 +127,7 @@ def test_a_fault_is_told_by_silence(px4: AdapterRig, fault: str, after_s: float)
     px4.wait_for(lambda: px4.heard(time.monotonic() - 0.1, "heartbeat"))
 
 
+@pytest.mark.real_time
 def test_frozen_it_is_silent(px4: AdapterRig) -> None:
     fly(px4)
     begin = time.monotonic()
@@ -134,6 +139,7 @@ def test_frozen_it_is_silent(px4: AdapterRig) -> None:
     assert moving(px4.heard(thawed + 0.1 + BUSY_S)) == [], "it has heard of HOLD"
 
 
+@pytest.mark.real_time
 def test_an_estop_is_told_by_silence(px4: AdapterRig) -> None:
     fly(px4)
     begin = px4.tell("driver", "estop")
@@ -145,6 +151,7 @@ def test_an_estop_is_told_by_silence(px4: AdapterRig) -> None:
     assert px4.processes["driver"].wait(START_S) == 0
 
 
+@pytest.mark.real_time
 def test_ardupilot_needs_no_stream_and_hears_nothing_outside_guided(tmp_path: Path) -> None:
     with flight(tmp_path, "ardupilot") as rig:
         rig.tell("driver", "go")
@@ -171,6 +178,7 @@ def test_addresses_that_cannot_be_used_are_named() -> None:
         first.close()
 
 
+@pytest.mark.real_time
 def test_another_sender_does_not_take_the_stream_over() -> None:
     """Whoever spoke first is our autopilot; a second one with its number is heard only after the first fell silent."""
     robot = Mavlink(drone(address="127.0.0.1:0", offboard=OffboardSettings(heard_s=HEARD_S)))

@@ -145,6 +145,7 @@ def bench() -> Iterator[Bench]:
     bench.close()
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_killed_or_frozen_process_has_its_robot_stopped(end: signal.Signals) -> None:
     calmly(lambda bench: ended(bench, end))
@@ -181,6 +182,7 @@ def ended(bench: Bench, end: signal.Signals) -> None:
         assert bench.count("command") > 0
 
 
+@pytest.mark.real_time
 def test_a_clean_end_is_not_stopped_and_sigterm_ends_the_guard() -> None:
     calmly(ended_cleanly)
 

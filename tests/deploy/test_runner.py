@@ -68,6 +68,7 @@ def moves(ticks: list[Ticked]) -> bool:
     return any(tick.intent.action is not None for tick in ticks)
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize("mode", ["async", "rtc", "receding"])
 def test_the_same_commands_within_one_tick(mode: str) -> None:
     of = executor(mode)
@@ -154,3 +155,31 @@ def test_warm_up_asks_in_the_shapes_to_come_and_counts_nowhere() -> None:
     assert prefix is not None
     assert prefix.actions.shape == (1, 8, 2)
     assert prefix.method == "guided"
+
+
+def test_answers_that_are_none_are_failures_and_asking_goes_on() -> None:
+    """A policy that gives nothing, or something else: said so, asked again, never a thread that is gone without a word."""
+    clock, ticks, live, calls = Waits(), list[Ticked](), executor("async"), list[int]()
+
+    def ask(question: Question) -> ActionChunk:
+        calls.append(question.number)
+        answers = {0: None, 1: "left", 2: ActionChunk(np.zeros(3, np.float32), STEP_S, np.zeros(1))}
+        return answers.get(len(calls) - 1) or tell_tale(live.contract, question)  # type: ignore[return-value]
+
+    runner = Runner(control(live), ask, ticks.append, RATE_HZ, clock)
+    threaded(runner, lambda seconds: moves(ticks))
+    assert live.counts["failed answers"] == 3
+    assert runner.failure == ""
+
+
+def test_a_tick_that_fails_is_told() -> None:
+    """Whoever watches the runner must see that no commands leave any more."""
+    runner = Runner(control(executor("async")), lambda question: tell_tale(executor().contract, question), lambda tick: None)
+    runner.control.tick = lambda now_s: 1 / 0  # type: ignore[assignment, method-assign]
+    runner.start()
+    until = time.monotonic() + 10
+    while not runner.failure and time.monotonic() < until:
+        time.sleep(0.01)
+    assert runner.failure == "ZeroDivisionError: division by zero"
+    with pytest.raises(ZeroDivisionError):
+        runner.stop()
