@@ -50,7 +50,7 @@ def s3_server(folder: Path) -> Iterator[dict[str, Any]]:
         server.wait()
 
 
-def until(ready: Any, seconds: float = 60.0) -> None:
+def until(ready: Any, seconds: float = 180.0) -> None:
     """Call `ready` until it raises nothing."""
     deadline = time.monotonic() + seconds
     while True:

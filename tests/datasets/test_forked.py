@@ -19,7 +19,7 @@ from kineflow.datasets.repair import repair
 from tests.datasets.recordings import append_all, record, recorder_of
 from tests.datasets.sample_episodes import LOW_DIM, sample_episode
 
-LIVES_S = 20.0
+LIVES_S = 120.0
 
 
 def forked() -> int:

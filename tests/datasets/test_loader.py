@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,18 +116,47 @@ def test_a_forgotten_loader_ends_its_threads() -> None:
     assert threads_alive() == []
 
 
-def test_waiting_is_measured() -> None:
-    with StreamLoader(Squares(slow_s=0.02), WindowSampler(20, 1, 1), 0) as slow:
-        list(itertools.islice(slow, 6))
-        assert slow.wait_share() > 0.9
-    with StreamLoader(Squares(slow_s=0.002), WindowSampler(20, 1, 1), 2) as ahead:
-        next(ahead)
-        time.sleep(0.02)
-        ahead.wait_share()
-        for _ in range(6):
-            next(ahead)
-            time.sleep(0.02)
-        assert ahead.wait_share() < 0.1
+class Clocked(Squares):
+    """Reads for a second of a clock that only it and the test move, when `may_read`; `on_look`: so often when somebody looked at
+    the clock."""
+
+    def __init__(self) -> None:
+        super().__init__(slow_s=0.0)
+        self.now_s, self.done, self.on_look, self.may_read = 0.0, 0, 0, threading.Semaphore(0)
+
+    def clock(self) -> float:
+        now_s = self.now_s
+        if self.on_look:
+            self.on_look -= 1
+            self.may_read.release()
+        return now_s
+
+    def read(self, indices: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+        assert self.may_read.acquire(timeout=60)
+        self.now_s += 1.0
+        self.done += 1
+        return super().read(indices, out=out)
+
+
+def test_waiting_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading that the consumer waits for is waiting, and reading ahead of it is none."""
+    for threads in (0, 1):
+        reader = Clocked()
+        monkeypatch.setattr("kineflow.datasets.loader.time", SimpleNamespace(perf_counter=reader.clock))
+        with StreamLoader(reader, WindowSampler(20, 1, 1), threads, depth=2) as loader:
+            for _ in range(4):  # read while it waits
+                reader.on_look = 1
+                next(loader)
+                reader.now_s += 3.0
+            assert loader.wait_share() == pytest.approx(0.25)
+            if threads:  # read before it asks
+                reader.may_read.release(2)
+                until_s = time.monotonic() + 60
+                while reader.done < 6 and time.monotonic() < until_s:
+                    time.sleep(0.001)
+                next(loader), next(loader)
+                assert loader.wait_share() == 0.0
+            reader.may_read.release(100)
     with pytest.raises(KineflowError, match="threads -1 >= 0 and depth 0 >= 1"):
         StreamLoader(Squares(), WindowSampler(20, 1, 1), -1, 0)
 

@@ -312,10 +312,15 @@ def test_syncing_happens_in_its_own_thread_and_its_failure_is_told(store: Episod
 
     monkeypatch.setattr(os, "fsync", fsync)
     recorder = EpisodeRecorder(store, sync_s=0.01)
-    assert synced.wait(10)
-    time.sleep(0.05)
+    assert synced.wait(60)
+
+    def append() -> None:
+        for stamp in range(1, 12_001):  # the thread takes a moment to tell of it
+            recorder.append("pose", np.zeros(3), stamp)
+            time.sleep(0.005)
+
     with pytest.raises(StoreError, match=r"could not sync.*check the disk"):
-        recorder.append("pose", np.zeros(3), 1)
+        append()
     recorder.abort()
 
 

@@ -23,6 +23,7 @@ from tests.datasets.faulty_recordings import INTERFACE, Fault, write_recordings
 from tests.datasets.sample_episodes import INTERFACE as SAMPLE, sample_episode
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PATIENCE_MS = 180_000  # a browser on a busy machine
 HOSTILE = "<script>alert(1)</script>&\"'"
 PLANTED: dict[int, Fault] = {
     1: faults.dropped,
@@ -100,7 +101,7 @@ def browser() -> Iterator[Any]:
         pytest.skip("no Chromium; install it with `apt-get install chromium`")
     sync = pytest.importorskip("playwright.sync_api")
     with sync.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE_MS)
         yield browser
         browser.close()
 
@@ -108,6 +109,7 @@ def browser() -> Iterator[Any]:
 def opened(browser: Any, file: Path, **options: Any) -> tuple[Any, list[str], list[str]]:
     """The page, what it complained about and what it requested."""
     tab = browser.new_context(**options).new_page()
+    tab.set_default_timeout(PATIENCE_MS)
     problems: list[str] = []
     requests: list[str] = []
     tab.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)

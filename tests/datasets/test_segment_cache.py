@@ -64,7 +64,7 @@ class AllAtOnce:
         self._barrier = threading.Barrier(count)
 
     def get(self, path: str) -> bytes:
-        self._barrier.wait(10)
+        self._barrier.wait(60)
         return bytes(1000)
 
 

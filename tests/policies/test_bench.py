@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,11 +18,19 @@ ROW = Row("a.b", 1.0, "ms", "lower", 2.0, "torch 2", 0.5, "ratio <= 1.1", True, 
 FIELDS = {"name", "value", "unit", "better", "reference", "reference_version", "ratio", "goal", "holds", "n", "note"}
 
 
-def test_alternate_measures_what_it_runs() -> None:
-    ours, reference, ratio = alternate(lambda: time.sleep(0.02), lambda: time.sleep(0.01), n=5)
-    assert ours == pytest.approx(0.02, rel=0.5)
-    assert reference == pytest.approx(0.01, rel=0.5)
-    assert ratio == pytest.approx(2.0, rel=0.5)
+def test_alternate_measures_what_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that only what is run moves, and where every other round is three times as slow for both."""
+    now_s, calls = [0.0], list[str]()
+
+    def run(name: str, seconds: float) -> None:
+        calls.append(name)
+        now_s[0] += seconds * (3 if (len(calls) - 1) // 2 % 2 else 1)
+
+    monkeypatch.setattr("kineflow.policies.bench.rows.time", SimpleNamespace(perf_counter=lambda: now_s[0]))
+    ours, reference, ratio = alternate(lambda: run("ours", 0.02), lambda: run("reference", 0.01), n=4)
+    assert calls == ["ours", "reference"] * 5, "in turn, after one call of each to warm up"
+    assert (ours, reference) == (pytest.approx(0.04), pytest.approx(0.02))
+    assert ratio == pytest.approx(2.0)
 
 
 def test_a_missed_goal_fails_and_a_row_without_goal_does_not(tmp_path: Path) -> None:
@@ -40,7 +48,14 @@ def test_measured_heads_have_the_promised_sizes() -> None:
 
 def test_head_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_bench, "REPETITIONS", {True: 3, False: 3})
-    rows = list(bench_head(quick=True))
+    for _ in range(5):
+        rows = list(bench_head(quick=True))
+        by_name = {r.name: r.value for r in rows}
+        # Ten calls of a network cost more than one: the count of steps reaches the sampler. A busy machine may hide it for once.
+        grows = by_name["head.dit_5m.threads_1.steps_10.chunk"] > 3 * by_name["head.dit_5m.threads_1.steps_1.chunk"]
+        if grows:
+            break
+    assert grows, by_name
     assert {r.name for r in rows} == {
         f"head.{head}.threads_1.steps_{steps}.{what}"
         for head in ("dit_5m", "unet_5m")
@@ -48,9 +63,6 @@ def test_head_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         for what in ("chunk", "step")
     }
     assert set(json.loads(json.dumps(BenchReport(rows).to_json()))[0]) == FIELDS
-    by_name = {r.name: r.value for r in rows}
-    # Ten calls of a network cost more than one: the count of steps reaches the sampler.
-    assert by_name["head.dit_5m.threads_1.steps_10.chunk"] > 3 * by_name["head.dit_5m.threads_1.steps_1.chunk"]
 
 
 def test_train_row() -> None:

@@ -118,11 +118,11 @@ def test_stopped_by_ctrl_c_what_is_committed_stays(tmp_path: Path) -> None:
     ]
     # A shell's background jobs, and so the tests that run in one, ignore SIGINT; what is tested here must not inherit that.
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_take_interrupts)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # a busy machine takes its time
     while time.monotonic() < deadline and (not (store / "manifest.json").exists() or EpisodeStore.open(store).num_episodes < 2):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in said
     held = EpisodeStore.open(store)

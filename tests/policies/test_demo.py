@@ -38,8 +38,8 @@ def test_threads_are_chosen_by_measuring(config: TrainConfig, monkeypatch: pytes
 
 def test_measure_times_real_steps(config: TrainConfig) -> None:
     step_s, validation_s = budget.measure(config, seconds=0.2)
-    assert 1e-4 < step_s < 1
-    assert 1e-4 < validation_s < 5
+    assert 1e-4 < step_s < 10
+    assert 1e-4 < validation_s < 60
 
 
 @pytest.mark.slow

@@ -88,7 +88,7 @@ def test_killed_and_resumed_continues_bit_for_bit(config: TrainConfig, tmp_path:
     train(config, whole)
     save_config(config, tmp_path / "config.yaml")
     process = start(broken, tmp_path / "config.yaml")
-    lines_wanted = random.Random(seed).randint(30, 300)
+    lines_wanted = random.Random(seed).randint(30, 150)  # well before the end: a busy machine looks late
     deadline = time.monotonic() + 300  # a busy machine takes its time
     while not (broken / "metrics.jsonl").exists() or (broken / "metrics.jsonl").read_bytes().count(b"\n") < lines_wanted:
         assert process.poll() is None, "training ended before it could be killed"

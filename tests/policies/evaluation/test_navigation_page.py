@@ -37,6 +37,7 @@ from kineflow.policies.video import encode_video, video_size
 from tests.policies.evaluation.conftest import statistics
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PATIENCE_MS = 180_000  # a browser on a busy machine
 LIMIT_S = 2.4
 
 
@@ -180,13 +181,14 @@ def test_the_page_works_in_a_browser(evaluated_navigation):
     if CHROMIUM is None:
         pytest.fail("CI needs Chromium for this test; install it with `apt-get install chromium`")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE_MS)
         page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(PATIENCE_MS)
         problems: list[str] = []
         page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(evaluated_navigation.report.as_uri())
-        page.wait_for_function("[...document.querySelectorAll('video')].every((v) => v.readyState >= 2)", timeout=30_000)
+        page.wait_for_function("[...document.querySelectorAll('video')].every((v) => v.readyState >= 2)")
         shapes = page.evaluate(
             "[...document.querySelectorAll('video')].map((v) => [v.videoWidth, v.clientWidth / v.clientHeight])"
         )

@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PATIENCE_MS = 180_000  # a browser on a busy machine
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None and os.environ.get("CI") != "true", reason="no Chromium; install it with `apt-get install chromium`"
@@ -20,7 +21,7 @@ def browser():
     if CHROMIUM is None:
         pytest.fail("CI needs Chromium for this test; install it with `apt-get install chromium`")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE_MS)
         yield browser
         browser.close()
 
@@ -32,6 +33,7 @@ def open_report(browser, evaluated):
 
     def open_page(**options):
         contexts.append(context := browser.new_context(**options))
+        context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
         page.problems, page.requests = [], []
         page.on("console", lambda m: page.problems.append(m.text) if m.type in ("error", "warning") else None)
@@ -47,7 +49,7 @@ def open_report(browser, evaluated):
 
 def test_videos_play_and_nothing_complains(open_report, evaluated):
     page = open_report()
-    page.wait_for_function("[...document.querySelectorAll('video')].every((v) => v.readyState >= 2)", timeout=30_000)
+    page.wait_for_function("[...document.querySelectorAll('video')].every((v) => v.readyState >= 2)")
     durations = page.evaluate("[...document.querySelectorAll('video')].map((v) => v.duration)")
     assert durations == pytest.approx([15.05] * 3, abs=0.1), "301 frames at 20 per second"
     videos = "[...document.querySelectorAll('video')]"
@@ -93,5 +95,5 @@ def test_a_phone_shows_it_without_sideways_scrolling(open_report):
 
 def test_reduced_motion_is_respected(open_report):
     page = open_report(reduced_motion="reduce")
-    page.wait_for_function("[...document.querySelectorAll('video')].every((v) => v.readyState >= 2)", timeout=30_000)
+    page.wait_for_function("[...document.querySelectorAll('video')].every((v) => v.readyState >= 2)")
     assert page.evaluate("[...document.querySelectorAll('video')].every((v) => v.paused)")
