@@ -8,7 +8,9 @@ Early fusion: features of the last frame and of the goal are stacked part by par
 told no goal, the attention and the mean leave the goal's token out (NoMaD's goal mask), so nothing of it is seen.
 
 Unlike theirs, the backbone is frozen and shared (they train two EfficientNet-B0, one of six channels), and there is a token of
-the state: one policy drives bodies of different speed, whose commands are not normalised.
+the state: one policy drives bodies of different speed, whose commands are not normalised. Of the two frames, a network of six
+channels learns from its first layer on where things went. Frozen features of each frame alone tell that to two convolutions no
+more, so where the backbone knows it (`SceneNetEncoder.moved`) it is added.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from torch import Tensor, nn
 
 from kineflow.contracts import CameraSpec, GoalSpec, KineflowError, VectorSpec
 from kineflow.policies.encoders.goal import FrameConfig
+from kineflow.policies.encoders.goal_tokens import Correspondence, Moved
+from kineflow.policies.encoders.scene_net import SceneNetEncoder
 from kineflow.policies.encoders.small_vit import SmallViT
 from kineflow.policies.encoders.state import State, StateEncoder, StateFeatures
 from kineflow.policies.observed import Observed
@@ -85,9 +89,10 @@ class GoalFusionEncoder(nn.Module):
         super().__init__()
         self.config, self.camera, self.goals = config, camera, dict(goals)
         self.frames = config.frames.build()
-        dim, cells, width = self.frames.dim, self.frames.tokens, config.token
+        dim, cells, width = self.frames.look_dim, self.frames.tokens, config.token
+        moved = self.frames.moved if isinstance(self.frames, SceneNetEncoder) else None
         self.look = _Look(dim, cells, config.channels, width)
-        self.fuse = _Fusion(dim, max(self.frames.grid, 1), config.channels, width)
+        self.fuse = _Fusion(dim, max(self.frames.grid, 1), config.channels, width, moved)
         geometry = config.geometry(spec, observation_horizon)
         self.state = StateEncoder(config.state, geometry) if geometry else None
         count = observation_horizon + (self.state is not None) + 1
@@ -149,25 +154,31 @@ class _Look(nn.Module):
         self.parts, self.token = nn.Linear(dim, channels), nn.Linear(cells * channels, width)
 
     def forward(self, seen: Float[Tensor, "B L P F"]) -> Float[Tensor, "B L W"]:
-        return self.token(F.silu(self.parts(F.rms_norm(seen, (self.dim,)))).flatten(2))  # type: ignore[no-any-return]
+        looks = F.rms_norm(seen[..., : self.dim], (self.dim,))
+        return self.token(F.silu(self.parts(looks)).flatten(2))  # type: ignore[no-any-return]
 
 
 class _Fusion(nn.Module):
-    """Parts of two frames `[B, P, F]`, side by side from the first layer on, to one token `[B, W]`."""
+    """Parts of two frames `[B, P, F]`, side by side from the first layer on, to one token `[B, W]`.
 
-    def __init__(self, dim: int, side: int, channels: int, width: int) -> None:
+    The first `dim` of the features say what a part looks like; `moved`, if the backbone knows it, where it is in the other frame.
+    """
+
+    def __init__(self, dim: int, side: int, channels: int, width: int, moved: Moved | None = None) -> None:
         super().__init__()
         self.dim, self.side = dim, side
         self.inputs = nn.Conv2d(2 * dim, channels, kernel_size=1)
         self.mix = nn.ModuleList(nn.Conv2d(channels, channels, kernel_size=3, padding=1) for _ in range(2))
         self.token = nn.Linear(channels * side * side, width)
+        self.moved = Correspondence(moved, side * side, 0, width) if moved else None
 
     def forward(self, here: Float[Tensor, "B P F"], there: Float[Tensor, "B P F"]) -> Float[Tensor, "B W"]:
-        both = torch.cat([F.rms_norm(parts, (self.dim,)) for parts in (here, there)], dim=-1)
+        both = torch.cat([F.rms_norm(parts[..., : self.dim], (self.dim,)) for parts in (here, there)], dim=-1)
         hidden = self.inputs(both.transpose(1, 2).reshape(len(both), -1, self.side, self.side))
         for layer in self.mix:
             hidden = hidden + layer(F.silu(hidden))
-        return self.token(F.silu(hidden).flatten(1))  # type: ignore[no-any-return]
+        token: Tensor = self.token(F.silu(hidden).flatten(1))
+        return token if self.moved is None else token + self.moved(here, there[:, None], here.new_zeros(1))[:, 0]
 
 
 class _Layer(nn.Module):

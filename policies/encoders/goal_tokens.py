@@ -109,6 +109,9 @@ class Comparison(nn.Module):
         return self.outputs(F.silu(hidden + self.time(as_waves(offsets_s))))  # type: ignore[no-any-return]
 
 
+Moved = Callable[[Tensor, Tensor], Tensor]  # parts [*B, P, F] of two frames -> [*B, P, 3]: right, down, how surely
+
+
 class Correspondence(nn.Module):
     """As `Comparison`, for features that know where the places of one picture are in another (`SceneNetEncoder.moved`).
 
@@ -116,7 +119,7 @@ class Correspondence(nn.Module):
     before (the flow features): nothing of what a place looks like, so it holds in places never seen.
     """
 
-    def __init__(self, moved: Callable[[Tensor, Tensor], Tensor], cells: int, flow: int, width: int) -> None:
+    def __init__(self, moved: Moved, cells: int, flow: int, width: int) -> None:
         super().__init__()
         self._moved, self.flow = moved, flow  # a function, not a part: it is not trained here
         self.inputs = nn.Linear(cells * (3 + flow), width)
