@@ -27,6 +27,7 @@ from jaxtyping import Float16, Int64, UInt8
 
 from kineflow.contracts import KineflowError
 from kineflow.datasets.checksums import CorruptData, with_crc, without_crc
+from kineflow.datasets.clips import with_rest
 from kineflow.datasets.episode_store import EpisodeStore
 from kineflow.datasets.mapped_file import map_file
 
@@ -37,11 +38,6 @@ def content_digest(pictures: UInt8[np.ndarray, "N H W 3"]) -> bytes:
     """SHA-256 of what the pictures show."""
     shape = repr((pictures.dtype.name, pictures.shape)).encode()
     return hashlib.sha256(shape + hashlib.sha256(np.ascontiguousarray(pictures).data).digest()).digest()
-
-
-def with_rest(clip: UInt8[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "T1 H W 3"]:
-    """The clip, and its last frame once more: at the end nothing moves. So goal clips are looked at."""
-    return np.concatenate([clip, clip[-1:]])
 
 
 def feature_folder(store: Path) -> Path:

@@ -25,8 +25,9 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from kineflow.contracts import GoalBatch, GoalSpec, KineflowError
+from kineflow.datasets.clips import with_rest
 from kineflow.datasets.episode_store import EpisodeStore
-from kineflow.datasets.feature_cache import content_digest, with_rest
+from kineflow.datasets.feature_cache import content_digest
 from kineflow.datasets.window_streams import low_dim_stream, slices
 
 Look = Callable[[bytes, np.ndarray], np.ndarray]  # (their `content_digest`, uint8 [N, H, W, 3]) -> float16 [N, P, D]

@@ -1,4 +1,4 @@
-"""Where in its goal video a robot is: a head that reads it off the condition tokens, and the memory that follows the clip by it.
+"""Where in its goal video a robot is: a head that reads it off the condition tokens. clip_follower.py follows the clip by it.
 
     clip, 5 Hz     c0  c1  c2  c3  c4  c5  c6  c7  c8 ..
     video shown            [c2     c4     c6]            begins where the robot is believed to be
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -66,46 +65,3 @@ class ProgressHead(nn.Module):
         scale = self.config.scale_s
         error = F.huber_loss(self(condition).float() / scale, ahead_s.float() / scale, reduction="none")
         return self.config.weight * error * told
-
-
-class ClipFollower:
-    """The belief where in a clip of `length` frames at `rate_hz` a robot is; `frame` is the one its next video begins with.
-
-    `gain`: share of each answer that is believed. `reach_s`: farthest that one answer moves the belief, back and ahead.
-    """
-
-    def __init__(self, length: int, rate_hz: float, gain: float = 0.6, reach_s: tuple[float, float] = (0.4, 1.2)) -> None:
-        if length < 1 or not rate_hz > 0 or not 0 <= gain <= 1 or min(reach_s) < 0:
-            raise KineflowError(
-                f"a clip of {length} frames at {rate_hz:g} Hz, gain {gain:g}, reach {reach_s}: frames and rate must be positive, "
-                "the gain a share, reaches not negative"
-            )
-        self._last, self._rate_hz, self._gain, self._reach = length - 1, rate_hz, gain, reach_s
-        self._place = 0.0
-
-    @property
-    def frame(self) -> int:
-        return round(self._place)
-
-    def begin_at(self, frame: int) -> None:
-        """Believe that it is there."""
-        self._place = min(max(float(frame), 0.0), float(self._last))
-
-    @property
-    def at_end(self) -> bool:
-        """Nothing of the clip lies ahead."""
-        return self.frame >= self._last
-
-    def answered(self, ahead_s: float) -> None:
-        """The policy's answer for the video that began at `frame`. NaN moves nothing."""
-        if np.isfinite(ahead_s):
-            moved = min(max(ahead_s, -self._reach[0]), self._reach[1]) * self._rate_hz
-            # The answer counts from the frame shown, the belief is between frames.
-            self._move(self._gain * (self.frame + moved - self._place))
-
-    def passed(self, seconds: float) -> None:
-        """So long the robot drove as the clip does."""
-        self._move(seconds * self._rate_hz)
-
-    def _move(self, frames: float) -> None:
-        self._place = min(max(self._place + frames, 0.0), float(self._last))

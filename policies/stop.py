@@ -1,4 +1,4 @@
-"""When to stop: a head that reads "the goal is reached" off the condition tokens, and the rule that turns answers into a halt.
+"""When to stop: a head that reads "the goal is reached" off the condition tokens. What makes a halt of answers: clip_follower.py.
 
 Where the encoder compares the camera's picture with the instruction, the cosine similarity enters the logit directly, with a
 learned scale and threshold: alone it is the rule "stop where the picture looks like the words". Windows in which the task is
@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kineflow.contracts import KineflowError
@@ -77,15 +76,3 @@ class StopHead(nn.Module):
         logit = self(condition if self.config.shapes_encoder else condition.detach()).float()
         balance = torch.where(done > 0.5, self.weight_done, self.weight_not)
         return self.config.weight * balance * F.binary_cross_entropy_with_logits(logit, done.to(logit), reduction="none")
-
-
-def halted(probability: Float[np.ndarray, "*B K"], threshold: float = 0.5, consecutive: int = 3) -> Bool[np.ndarray, "*B"]:
-    """Halt where the last `consecutive` of the answers so far (oldest first) all exceed `threshold`.
-
-    One confident mistake does not end an episode. Too few answers, or NaN among the last, do not halt.
-    """
-    if consecutive < 1:
-        raise KineflowError(f"consecutive is {consecutive}; it counts answers and is at least 1")
-    last = probability[..., -consecutive:]
-    done: np.ndarray = (last > threshold).all(axis=-1) & (last.shape[-1] == consecutive)
-    return done

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from kineflow.contracts import ActionChunk, ContractError, GoalSpec, PolicyContract
-from kineflow.datasets.feature_cache import with_rest
-from kineflow.policies.progress import ClipFollower
-from kineflow.policies.stop import halted
+from kineflow.datasets.clips import with_rest
+from kineflow.policies.clip_follower import ClipFollower, halted
 
 Look = Callable[[np.ndarray], np.ndarray]  # uint8 [T, H, W, 3] -> what the policy takes in their place: float16 [T, P, D]
 

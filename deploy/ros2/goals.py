@@ -1,6 +1,6 @@
 """Goals by topics: words, a picture, a clip, a pose. The newest of each is kept; together they are what the policy is told.
 
-With torch the policy's own follower of clips is used (`kineflow.policies.told`); without, everything but clips.
+Clips are followed by what the policy was evaluated with (`kineflow.policies.told`), which needs no torch.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from kineflow.contracts import ActionChunk, ContractError, PolicyContract
+from kineflow.contracts import ActionChunk, PolicyContract
 from kineflow.deploy.asking import FollowsGoal
 from kineflow.deploy.ros2.images import PictureError, fitted
 from kineflow.interface import CameraSpec, GoalKind, GoalSpec
+from kineflow.policies.told import Told
 
+LONGEST_CLIP = 3000  # pictures, ten minutes at 5 Hz
 STOP_THRESHOLD, STOP_ANSWERS = 0.5, 3  # as policies/told.py
 
 
@@ -47,7 +49,7 @@ class GoalInbox:
         self._contract, self._rate_hz = contract, video_rate_hz
         self._specs = contract.interface.goals
         self._values: dict[str, Any] = {}
-        self._clip: dict[int, np.ndarray] = {}
+        self._clip, self._clip_length = dict[int, np.ndarray](), 0
 
     @property
     def values(self) -> Mapping[str, Any]:
@@ -80,16 +82,19 @@ class GoalInbox:
         return told
 
     def clip_picture(self, picture: np.ndarray, place: str) -> FollowsGoal | None:
-        """One picture of a clip; `place` is "i/n", from 0. Complete with the n-th, in any order.
+        """One picture of a clip; `place` is "i/n", from 0. Complete with the n-th, in any order; another n is another clip.
 
         Raises:
             PictureError: `place` is not of that form.
         """
         number, _, count = place.partition("/")
-        if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
-            raise PictureError(f"a clip's picture has frame_id '{place}'; number them '0/24' to '23/24'")
-        if int(number) == 0 and 0 in self._clip:
+        if not (place.isascii() and number.isdigit() and count.isdigit() and int(number) < int(count) <= LONGEST_CLIP):
+            raise PictureError(
+                f"a clip's picture has frame_id '{place}'; number them '0/24' to '23/24', at most {LONGEST_CLIP} of them"
+            )
+        if int(count) != self._clip_length or (int(number) == 0 and 0 in self._clip):
             self._clip.clear()  # another clip begins
+        self._clip_length = int(count)
         self._clip[int(number)] = fitted(picture, _camera(self._specs[self.name_of("video")]))
         if len(self._clip) < int(count):
             return None
@@ -110,17 +115,9 @@ class GoalInbox:
             return None
         kinds = {self._specs[name].kind for name in self._values}
         if "video" in kinds:
-            return _follower(self._values, self._rate_hz, self._contract)
+            return Told(self._values, self._rate_hz, self._contract)
         arrays = {name: value for name, value in self._values.items() if self._specs[name].kind != "instruction"}
         return StillGoal(arrays, next((v for n, v in self._values.items() if self._specs[n].kind == "instruction"), ""))
-
-
-def _follower(values: Mapping[str, Any], rate_hz: float, contract: PolicyContract) -> FollowsGoal:
-    try:
-        from kineflow.policies.told import Told
-    except ModuleNotFoundError as error:
-        raise ContractError(f"following a clip needs '{error.name}': install kineflow[train], or tell another goal") from None
-    return Told(values, rate_hz, contract)
 
 
 def _camera(spec: GoalSpec) -> CameraSpec:

@@ -27,6 +27,7 @@ from kineflow.contracts import (
     VectorSpec,
 )
 from kineflow.policies.checkpoint import ChunkPolicy, load_policy
+from kineflow.policies.clip_follower import halted
 from kineflow.policies.encoders.clip import CLIPText
 from kineflow.policies.encoders.colours import Colours
 from kineflow.policies.encoders.goal import GoalVision
@@ -44,7 +45,7 @@ from kineflow.policies.observed import Observed
 from kineflow.policies.paths import CondOT
 from kineflow.policies.policy import PolicyConfig, PolicyNetwork, TrainingBatch
 from kineflow.policies.policy_statistics import statistics_of
-from kineflow.policies.stop import Stop, StopHead, halted
+from kineflow.policies.stop import Stop, StopHead
 from kineflow.policies.train_config import TrainConfig
 
 # --- A robot in a world of one row of four places: a light at `here` in its picture, and at `there` in the goal's ---

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from kineflow.contracts import GoalSpec, KineflowError
-from kineflow.policies.progress import ClipFollower, Progress, ProgressHead
+from kineflow.policies.clip_follower import ClipFollower
+from kineflow.policies.progress import Progress, ProgressHead
 
 
 def test_head_learns_where_a_pattern_is() -> None:
