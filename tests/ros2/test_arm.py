@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import numpy as np
+import pytest
 from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory
 
@@ -50,6 +51,7 @@ class Arm:
                 self._states.publish(message)
 
 
+@pytest.mark.real_time
 def test_an_arm_moves_within_its_limits_and_holds() -> None:
     with Rig() as rig:
         arm = Arm(rig)
@@ -60,23 +62,24 @@ def test_an_arm_moves_within_its_limits_and_holds() -> None:
             session.configure()
             assert arm.told == []
             session.activate(moves=False)
-            assert wait_for(lambda: arm.positions[0] > 0.1, 10), rig.status[-3:]
+            assert wait_for(lambda: arm.positions[0] > 0.1, 60), rig.status[-3:]
             arm.speaks = False
             silent_s = time.monotonic()
-            assert wait_for(lambda: "observation" in rig.status[-1][1], 3), rig.status[-3:]
+            assert wait_for(lambda: "observation" in rig.status[-1][1], 30), rig.status[-3:]
             time.sleep(0.5)
-            held = arm.since(time.monotonic() - 0.3)
-            assert len(held) >= 5, "a position is held by saying it"
+            still_s = time.monotonic()
+            assert wait_for(lambda: len(arm.since(still_s)) >= 10, 30), "a position is held by saying it"
+            held = arm.since(still_s - 0.1)
             assert (held == held[0]).all()
             assert held[0][0] < 0.39, "it stopped on its way"
             arm.speaks = True
-            assert wait_for(lambda: arm.positions[0] > 0.399, 10), rig.status[-3:]
+            assert wait_for(lambda: arm.positions[0] > 0.399, 60), rig.status[-3:]
             told = arm.since(0.0)
             assert np.abs(told[0] - BEGIN).max() < 0.01, "begins where it is"
             assert np.abs(told[:, 1:] - BEGIN[1:]).max() < 0.01
             assert np.abs(np.diff(told, axis=0)).max() <= 0.8 * 0.1 + 1e-9, "0.8 rad/s, over no more than a late tick"
             at = rig.press_estop(True)
-            assert wait_for(lambda: rig.state() == "inactive", 8), rig.status[-3:]
+            assert wait_for(lambda: rig.state() == "inactive", 60), rig.status[-3:]
             after = arm.since(at + 0.2)
             assert (after == after[0]).all()
             count = len(arm.told)

@@ -21,6 +21,7 @@ GOAL = (1.2, 0.5)
 PLAIN = '<?xml version="1.0" encoding="UTF-8" ?>\n<dds xmlns="http://www.eprosima.com"><profiles></profiles></dds>\n'
 
 
+@pytest.mark.real_time
 def test_the_base_drives_to_a_goal_told_by_topic() -> None:
     """What the camera sees is drawn by MuJoCo; the toy goes by odometry. In shadow mode first: planned, and nothing moves."""
     with Rig() as rig:
@@ -40,12 +41,12 @@ def test_the_base_drives_to_a_goal_told_by_topic() -> None:
         message.pose.position.x, message.pose.position.y = GOAL
         session.configure()
         session.activate(moves=False)
-        assert wait_for(lambda: any("no goal" in text for _, text in rig.status), 5.0), rig.status
+        assert wait_for(lambda: any("no goal" in text for _, text in rig.status), 30.0), rig.status
         goal.publish(message)
-        assert wait_for(lambda: any(m.twist.linear.x > 0.1 or m.twist.angular.z > 0.1 for m in shadows), 8.0), rig.status
+        assert wait_for(lambda: any(m.twist.linear.x > 0.1 or m.twist.angular.z > 0.1 for m in shadows), 30.0), rig.status
         assert rig.heard == []
         assert math.hypot(*places[-1]) < 0.02
-        assert wait_for(lambda: bool(plans) and plans[-1].header.frame_id == "base_link", 5.0)
+        assert wait_for(lambda: bool(plans) and plans[-1].header.frame_id == "base_link", 30.0)
 
         rig.kill("node")
         session.overrides = ()
@@ -53,10 +54,11 @@ def test_the_base_drives_to_a_goal_told_by_topic() -> None:
         session.configure()
         session.activate(moves=False)
         goal.publish(message)
-        assert wait_for(lambda: math.dist(places[-1], GOAL) < 0.12, 30.0), (places[-1], rig.status[-4:])
-        assert wait_for(lambda: abs(rig.heard[-1].vx) < 0.1, 5.0)
+        assert wait_for(lambda: math.dist(places[-1], GOAL) < 0.12, 90.0), (places[-1], rig.status[-4:])
+        assert wait_for(lambda: abs(rig.heard[-1].vx) < 0.1, 30.0)
 
 
+@pytest.mark.real_time
 def test_pictures_without_our_profile_do_not_configure(tmp_path: Path) -> None:
     """Best effort and the default segment, a seventh of such a picture: few arrive, and the node says what to do about it.
     Without priority: who empties the segment at once loses little."""

@@ -18,6 +18,9 @@ NODE = (CONFIG_ROOT / "nodes" / "wheeled.yaml").read_text() + "wiring_timeout_s:
 ROBOT = (CONFIG_ROOT / "robots" / "wheeled.yaml").read_text()
 
 
+pytestmark = pytest.mark.real_time
+
+
 @dataclass
 class Bench:
     """A node that reads `file` at each configure; the base publishes as nodes/wheeled says."""
@@ -35,7 +38,7 @@ class Bench:
         self.file.write_text(text)
         before = len(self.rig.log("node"))
         done = self.rig.change("configure")
-        wait_for(lambda: "configure" in self.rig.log("node")[before:], 2.0)
+        wait_for(lambda: "configure" in self.rig.log("node")[before:], 20.0)
         return done, self.rig.log("node")[before:]
 
     def refuses(self, sign: str, **changed: str) -> None:

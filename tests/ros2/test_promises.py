@@ -1,8 +1,4 @@
-"""The promises of the node: real processes, Fast DDS, loopback. `kineflow bench node` prints the same with exact limits.
-
-A test machine is shared and busy: where a promise is a time, these tests allow `BUSY_MS` more than the promise; what the robot
-does is never relaxed.
-"""
+"""The promises of the node: real processes, Fast DDS, loopback. `kineflow bench node` prints the same with exact limits."""
 
 from __future__ import annotations
 
@@ -12,21 +8,10 @@ import pytest
 
 from kineflow.deploy.guard import GuardConfig
 from kineflow.deploy.ros2 import promises
-from kineflow.deploy.ros2.promises import Measured
 from kineflow.deploy.ros2.session import Session
+from tests.ros2.timed import exactly, in_time
 
-BUSY_MS = 150.0
-
-
-def in_time(measured: Measured) -> None:
-    """Held, or late by no more than a busy machine makes it."""
-    print(measured)
-    assert measured.held or (measured.unit == "ms" and measured.value <= measured.limit + BUSY_MS), measured
-
-
-def exactly(measured: Measured) -> None:
-    print(measured)
-    assert measured.held, measured
+pytestmark = pytest.mark.real_time
 
 
 def test_01_commands_leave_at_a_fixed_rate(session: Session) -> None:

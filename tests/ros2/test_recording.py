@@ -30,7 +30,8 @@ from kineflow.deploy.ros2.rig import Rig, parameters, wait_for
 from kineflow.deploy.ros2.session import Session
 from kineflow.deploy.ros2.toy_policies import to_point
 
-TICK_S = 0.02
+TICK_S, GOAL = 0.02, (1.0, 0.4)
+pytestmark = pytest.mark.real_time
 
 
 @dataclass
@@ -41,6 +42,22 @@ class Recordings:
     folder: Path
     said: list[str] = field(default_factory=list)
     places: list[tuple[float, float]] = field(default_factory=list)
+    has_driven: bool = False
+
+    def drive_to_goal(self) -> None:
+        """The first run of this recorder, which several tests look at: whichever comes first makes it. Nothing moves before it
+        is asked for; feedback while it runs, `done` at the end."""
+        if self.has_driven:
+            return
+        rig, self.has_driven = self.session.rig, True
+        self.tell_goal(*GOAL)
+        assert wait_for(lambda: len(rig.heard) > 50, 30.0)
+        assert all(h.is_zero for h in rig.heard)
+        assert "no run was asked for" in rig.status[-1][1]
+        done, message = rig.run_policy(True)
+        assert (done, message) == (True, "run 1")
+        assert wait_for(lambda: any(r["state"] == "done" for r in rig.runs), 90.0), (rig.runs[-1:], self.places[-1])
+        assert wait_for(lambda: any(text.startswith("episode ") for text in self.said), 60.0), self.said
 
     def start_recorder(self) -> None:
         text = (CONFIG_ROOT / "nodes" / "wheeled.yaml").read_text().replace("toy_policies:forward", "toy_policies:to_point")
@@ -57,6 +74,7 @@ class Recordings:
         message.header.frame_id, message.pose.orientation.w = "odom", 1.0
         message.pose.position.x, message.pose.position.y = x, y
         self._goals.publish(message)
+        time.sleep(0.3)  # what is asked of the node next comes by another way, and is not to overtake it
 
     def __post_init__(self) -> None:
         node = self.session.rig.node
@@ -87,28 +105,20 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recordings]
 
 
 def test_a_run_drives_to_its_goal_and_says_so(recordings: Recordings) -> None:
-    """Nothing moves before it is asked for; feedback while it runs, `done` at the end; an episode and a bag of it."""
-    rig, goal = recordings.session.rig, (1.0, 0.4)
-    recordings.tell_goal(*goal)
-    assert wait_for(lambda: len(rig.heard) > 50, 5.0)
-    assert all(h.is_zero for h in rig.heard)
-    assert "no run was asked for" in rig.status[-1][1]
-    done, message = rig.run_policy(True)
-    assert (done, message) == (True, "run 1")
-    assert wait_for(lambda: any(r["state"] == "done" for r in rig.runs), 30.0), (rig.runs[-1:], recordings.places[-1])
+    rig = recordings.session.rig
+    recordings.drive_to_goal()
     feedback, result = [r for r in rig.runs if r["state"] == "running"], rig.runs[-1]
     assert len(feedback) >= 3 * float(result["seconds"])
     assert result["run"] == "1"
     assert result["why"] == "arrived"
-    assert wait_for(lambda: rig.heard[-1].is_zero, 3.0)
-    assert math.dist(recordings.places[-1], goal) < 0.15
-    assert wait_for(lambda: any(text.startswith("episode ") for text in recordings.said), 20.0), recordings.said
+    assert wait_for(lambda: rig.heard[-1].is_zero, 30.0)
+    assert math.dist(recordings.places[-1], GOAL) < 0.15
 
 
 def test_the_run_is_an_episode_of_the_store(recordings: Recordings) -> None:
     """Stamps, poses and commands as they were sent; what the run was to reach, and that it did."""
+    recordings.drive_to_goal()
     store = EpisodeStore.open(recordings.folder / "store")
-    assert store.num_episodes == 1
     episode, rig = store.episode(0), recordings.session.rig
     assert episode.success is True
     assert isinstance(episode.goals["point"], Goal)
@@ -127,6 +137,7 @@ def test_the_bag_is_read_by_other_readers(recordings: Recordings) -> None:
     from mcap.reader import make_reader
     from rosbags.highlevel import AnyReader
 
+    recordings.drive_to_goal()
     bag = recordings.bags()[0]
     with bag.open("rb") as file:
         summary = make_reader(file).get_summary()
@@ -142,6 +153,7 @@ def test_the_bag_is_read_by_other_readers(recordings: Recordings) -> None:
 
 def test_replayed_in_process_the_bag_gives_the_same_commands_within_one_tick(recordings: Recordings) -> None:
     """The policy drives the base through ROS 2; executor and governor in process, given what was recorded, command the same."""
+    recordings.drive_to_goal()
     rig = recordings.session.rig
     config = replace(load_config(NodeConfig, "nodes/wheeled"), policy="to_point")
     robot = load_config(RobotProfile, "robots/wheeled")
@@ -169,43 +181,50 @@ def test_replayed_in_process_the_bag_gives_the_same_commands_within_one_tick(rec
 
 
 def test_a_run_is_cancelled_by_service_and_recorded_as_such(recordings: Recordings) -> None:
+    recordings.drive_to_goal()
     rig = recordings.session.rig
     recordings.tell_goal(-3.0, 0.0)
     before = len(recordings.said)
     done, message = rig.run_policy(True)
     assert (done, message) == (True, "run 2")
-    assert wait_for(lambda: not rig.heard[-1].is_zero, 5.0), rig.status[-3:]
+    assert wait_for(lambda: not rig.heard[-1].is_zero, 30.0), rig.status[-3:]
     time.sleep(0.6)
     assert rig.run_policy(False) == (True, "run 2")
-    assert wait_for(lambda: rig.runs[-1]["state"] == "cancelled", 3.0)
-    assert wait_for(lambda: rig.heard[-1].is_zero, 3.0)
+    assert wait_for(lambda: rig.runs[-1]["state"] == "cancelled", 30.0)
+    assert wait_for(lambda: rig.heard[-1].is_zero, 30.0)
     assert rig.state() == "active"
-    assert wait_for(lambda: any(text.startswith("episode ") for text in recordings.said[before:]), 20.0), recordings.said
+    assert wait_for(lambda: any(text.startswith("episode ") for text in recordings.said[before:]), 60.0), recordings.said
     store = EpisodeStore.open(recordings.folder / "store")
     assert store.num_episodes == 2
     assert store.episode(1).success is None
 
 
 def test_an_estop_ends_the_run_as_failed(recordings: Recordings) -> None:
+    recordings.drive_to_goal()
     rig = recordings.session.rig
+    recordings.tell_goal(-3.0, 0.0)
     assert rig.run_policy(True)[0]
-    assert wait_for(lambda: not rig.heard[-1].is_zero, 5.0), rig.status[-3:]
+    assert wait_for(lambda: not rig.heard[-1].is_zero, 30.0), rig.status[-3:]
     rig.press_estop(True)
-    assert wait_for(lambda: rig.runs[-1]["state"] == "failed", 3.0)
+    assert wait_for(lambda: rig.runs[-1]["state"] == "failed", 30.0)
     assert "e-stop" in rig.runs[-1]["why"]
     assert rig.run_policy(True) == (False, "not active; activate the node first")
     rig.press_estop(False)
-    wait_for(lambda: rig.state() == "inactive", 5.0)
+    assert wait_for(lambda: rig.state() == "inactive", 30.0)
 
 
 def test_a_killed_recorder_loses_at_most_the_tail(recordings: Recordings) -> None:
     """What the recorder had counted is in the episode that repair makes; its bag is read up to the last half second."""
     rig, folder = recordings.session.rig, recordings.folder
+    recordings.drive_to_goal()
+    recordings.tell_goal(-3.0, 0.0)
     assert rig.trigger("/policy/reset_estop")
-    recordings.session.activate(moves=False)
+    if rig.state() != "active":
+        recordings.session.activate(moves=False)
+    before = len(recordings.said)
     assert rig.run_policy(True)[0]
     rig.run_policy(False)
-    assert wait_for(lambda: recordings.said[-1].startswith("episode "), 20.0), recordings.said
+    assert wait_for(lambda: any(text.startswith("episode ") for text in recordings.said[before:]), 60.0), recordings.said
     known = EpisodeStore.open(folder / "store").num_episodes
     request = SetBool.Request(data=True)
     assert rig.call(SetBool, "/recorder/record", request).success

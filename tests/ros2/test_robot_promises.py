@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kineflow.deploy.ros2 import robot_promises
-from kineflow.deploy.ros2.promises import Measured
+from tests.ros2.timed import in_time
 
-BUSY_MS = 150.0  # a test machine is shared: times may be longer by so much, what the robot does is never relaxed
-
-
-def in_time(measured: Measured) -> None:
-    print(measured)
-    assert measured.held or measured.value <= measured.limit + BUSY_MS, measured
+pytestmark = pytest.mark.real_time
 
 
 def test_19_an_autopilot_is_told_by_silence() -> None:

@@ -140,7 +140,7 @@ def arm() -> Iterator[SimpleNamespace]:
     made = JointRobot(node, profile, False)
 
     def spin_until(condition: Any) -> None:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not condition():
             executor.spin_once(timeout_sec=0.02)
             assert time.monotonic() < until
