@@ -180,12 +180,12 @@ class Executor:
         if fault := self._fault(question, chunk):
             self.reject(question, fault, now_s)
             return fault
+        row = nearest_to_plan(chunk.actions, question.plan)
+        if self._told is not None:  # what it makes of the answer may fail: then there was none
+            self._told.answered(chunk, row)
         self._asked, self._failures = None, 0
         seconds = max(now_s - question.asked_s, 0.0)
         self.delays.record(seconds, question.request.steps)
-        row = nearest_to_plan(chunk.actions, question.plan)
-        if self._told is not None:
-            self._told.answered(chunk, row)
         if reason := "asked to measure" if self._pace.is_too_slow else self._late(question, seconds):
             self.counts[reason] += 1
             self._asked_at = -math.inf

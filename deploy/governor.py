@@ -130,6 +130,10 @@ class Governor:
         self._ramp.start([0.0] * size if held is None else held)
         self._last_s = now_s
 
+    def stopped(self) -> None:
+        """The body was told to stop past this governor: its stream begins anew, from rest."""
+        self._ramp.halt()
+
     def deactivate(self) -> None:
         """Brake from the next tick on; the node stops publishing once the command is zero."""
         self._interlocks.active = False
@@ -151,9 +155,9 @@ class Governor:
         self._interlocks.reset_fault()
         self._refused_in_a_row = 0
 
-    def supervisor(self, now_s: float) -> None:
-        """The supervisor's heartbeat was received at `now_s`."""
-        self._interlocks.supervisor_s = now_s
+    def supervisor(self, now_s: float, name: str = "") -> None:
+        """A supervisor's heartbeat was received at `now_s`; each `name` is watched once it was heard."""
+        self._interlocks.beat(name, now_s)
 
     # What is around
 
@@ -197,10 +201,8 @@ class Governor:
 
     def _see(self, source: str, planes: HalfPlanes | None) -> None:
         if planes:
-            self._seen = {
-                **self._seen,
-                source: (planes, self._places[0], self._places[-1][3]),
-            }  # replaced as a whole: another thread may be reading
+            seen = (planes, self._places[0], self._places[-1][3])
+            self._seen = {**self._seen, source: seen}  # replaced as a whole: another thread may be reading
 
     # What may be executed
 

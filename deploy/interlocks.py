@@ -22,7 +22,16 @@ class Interlocks:
         self.estop_pressed = False
         self.estop_latched = False
         self.fault = ""
-        self.supervisor_s = -math.inf
+        self._beats: dict[str, float] = {}  # when each supervisor was heard last, by its name
+
+    @property
+    def supervisor_s(self) -> float:
+        """When the supervisor that has been silent longest was heard; -inf before the first."""
+        return min(self._beats.values(), default=-math.inf)
+
+    def beat(self, supervisor: str, now_s: float) -> None:
+        """Each one that was ever heard is watched from then on: a guard that lives does not stand in for a person who left."""
+        self._beats = {**self._beats, supervisor: now_s}  # replaced as a whole: another thread may be reading
 
     def estop(self, pressed: bool) -> None:
         """What the e-stop source says. A press latches and deactivates; a release only makes the reset possible."""
@@ -64,6 +73,7 @@ class Interlocks:
             return "not active"
         if not self.estop_heard:
             return "e-stop source not heard"
-        if not now_s - self.supervisor_s <= self._watchdogs.supervisor_s:
-            return "supervisor lost"
+        for name, heard_s in (self._beats or {"": -math.inf}).items():
+            if not now_s - heard_s <= self._watchdogs.supervisor_s:
+                return f"supervisor lost: {name}" if name else "supervisor lost"
         return ""

@@ -154,4 +154,5 @@ class ObservationBuffer:
         if camera is not None:
             wanted = np.uint8 if camera.kind == "rgb" else np.uint16
             return "" if value.dtype == wanted else f"dtype {value.dtype}"
-        return "" if np.isfinite(value).all() else "not finite"
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite there
+            return "" if np.isfinite(np.asarray(value, np.float32)).all() else "not finite"

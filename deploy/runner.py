@@ -106,6 +106,11 @@ class Runner:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
+    @property
+    def failure(self) -> str:
+        """Why no commands leave any more, or ""."""
+        return "" if self._error is None else f"{type(self._error).__name__}: {self._error}"
+
     def observe(self, stream: str, value: np.ndarray, stamp_s: float, received_s: float) -> str:
         with self._lock:
             return self.control.executor.observe(stream, value, stamp_s, received_s)
@@ -167,4 +172,8 @@ class Runner:
                     self.control.executor.reject(question, f"{type(error).__name__}: {error}", self.clock.now())
                 continue
             with self._lock:
-                self.control.hear(question, chunk, self.clock.now())
+                try:
+                    self.control.hear(question, chunk, self.clock.now())
+                except Exception as error:  # an answer that is none: the next one is asked for all the same
+                    why = f"an answer that cannot be used, {type(error).__name__}: {error}"
+                    self.control.executor.reject(question, why, self.clock.now())

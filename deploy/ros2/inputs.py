@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from std_msgs.msg import Bool, Header
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
 
-from kineflow.contracts import KineflowError, PolicyContract
-from kineflow.deploy.robot_profile import RobotProfile
-from kineflow.deploy.ros2.intake import FEATURE_TYPES, GoalIntake, Intake, Take
-from kineflow.deploy.ros2.message_checks import depth_check, feature_check, frame_check, picture_check
-from kineflow.deploy.ros2.node_config import NodeConfig
-from kineflow.deploy.ros2.qos import Quality, profile
-from kineflow.deploy.ros2.wiring import Wire
+from kineflow.contracts import KineflowError
+from kineflow.deploy.ros2.intake import GoalIntake, Intake, Take
+from kineflow.deploy.ros2.qos import Quality, offers_of, profile
 
 
 def message_class(name: str) -> type:
@@ -35,44 +33,6 @@ def message_class(name: str) -> type:
     return found
 
 
-def wires(contract: PolicyContract, robot: RobotProfile, config: NodeConfig) -> list[Wire]:
-    """Everything that must be published before the node may be configured."""
-    found = [
-        Wire(
-            f"camera '{name}'",
-            topic.topic,
-            message_class(f"sensor_msgs/msg/{'CompressedImage' if topic.compressed else 'Image'}"),
-            topic.rate_hz,
-            check=picture_check(topic, contract.interface.cameras[name]),
-        )
-        for name, topic in config.cameras.items()
-    ]
-    found += [
-        Wire(
-            f"feature '{name}'",
-            topic.topic,
-            message_class(FEATURE_TYPES[topic.kind]),
-            topic.rate_hz,
-            check=feature_check(topic, contract.interface.features[name].vector.names),
-        )
-        for name, topic in config.features.items()
-        if topic.kind != "constant"
-    ]
-    if robot.watchdogs.estop:
-        found.append(Wire("estop", config.estop_topic, Bool, latched=True))
-    if math.isfinite(robot.watchdogs.supervisor_s):
-        found.append(Wire("supervisor", config.supervisor_topic, Header, needs_publisher=False))
-    if robot.keep_out and config.scan_topic:
-        found.append(Wire("ranges", config.scan_topic, message_class("sensor_msgs/msg/LaserScan"), 2 / robot.keep_out.range_s))
-    if robot.keep_out and config.depths:
-        image = message_class("sensor_msgs/msg/Image")
-        found += [Wire(f"depth '{n}'", d.topic, image, d.rate_hz, check=depth_check()) for n, d in config.depths.items()]
-    if robot.geofence:
-        odometry = message_class("nav_msgs/msg/Odometry")
-        found.append(Wire("pose", config.pose_topic, odometry, check=frame_check(robot.geofence.frame)))
-    return found
-
-
 class Inputs:
     """All subscriptions of a policy node but its goals, made once at configure."""
 
@@ -85,6 +45,7 @@ class Inputs:
                 tap.topic,
                 self._with_times(tap.take),
                 profile(Quality(True, True) if tap.name == "guard" else qualities.get(tap.name, Quality(False))),
+                event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._not_heard(tap.name)),
             )
             for tap in intake.taps
         ]
@@ -93,6 +54,14 @@ class Inputs:
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
+
+    def _not_heard(self, name: str) -> Callable[[Any], None]:
+        """A publisher that came after configure and offers less than was found then."""
+
+        def tell(event: Any) -> None:
+            self.intake.faults[name] = "a publisher offers less quality than is subscribed, it is not heard; configure again"
+
+        return tell
 
     def _with_times(self, take: Take) -> Callable[[Any], None]:
         clock = self._node.get_clock()
@@ -112,6 +81,15 @@ class GoalInputs:
             for tap in intake.taps
             for transient in (False, True)
         ]
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with the last goal, or with who would tell one, or ""."""
+        for tap in self.intake.taps:
+            for offer in offers_of(self._node, self._node.resolve_topic_name(tap.topic)):
+                if offer.type_name != tap.type:
+                    return f"'{tap.topic}' is {offer.type_name} from '{offer.node}', taken is {tap.type}"
+        return self.intake.fault
 
     def close(self) -> None:
         for subscription in self._subscriptions:

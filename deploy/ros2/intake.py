@@ -21,7 +21,7 @@ from kineflow.deploy.governor import Governor
 from kineflow.deploy.keep_out import Mount, Pinhole
 from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.deploy.ros2.goals import GoalInbox
-from kineflow.deploy.ros2.images import PictureError, decompressed, depth_as_sent, fitted
+from kineflow.deploy.ros2.images import PictureError, colours, decompressed, depth_as_sent, fitted
 from kineflow.deploy.ros2.message_checks import Check, depth_check, feature_check, frame_check, picture_check
 from kineflow.deploy.ros2.node_config import DepthTopic, FeatureTopic, NodeConfig
 from kineflow.deploy.ros2.readers import pose_of, read_feature, read_picture, seconds_of
@@ -57,7 +57,7 @@ class Intake:
         self, contract: PolicyContract, robot: RobotProfile, config: NodeConfig, governor: Governor, observe: Observe
     ) -> None:
         self._contract, self._governor, self._observe = contract, governor, observe
-        self._pressed: dict[str, bool] = {}
+        self._pressed: dict[str, bool] = {} if robot.watchdogs.estop else {"source": False}
         kept = {name: feature.values for name, feature in config.features.items() if feature.kind == "constant"}
         self._constants = {name: np.array(values, np.float32) for name, values in kept.items()}
         self.faults: dict[str, str] = {}  # last complaint per stream, for diagnostics
@@ -81,10 +81,9 @@ class Intake:
     def _watched(self, robot: RobotProfile, config: NodeConfig) -> Iterator[Tap]:
         if robot.watchdogs.estop:
             yield Tap("estop", config.estop_topic, BOOL, self._press("source"))
-            yield Tap("guard", config.guard_estop_topic, BOOL, self._press("guard"))
+        yield Tap("guard", config.guard_estop_topic, BOOL, self._press("guard"))  # what it stopped must stay so, in any case
         if math.isfinite(robot.watchdogs.supervisor_s):
-            beat: Take = lambda message, ros_s, received_s: self._governor.supervisor(received_s)  # noqa: E731
-            yield Tap("supervisor", config.supervisor_topic, HEADER, beat)
+            yield Tap("supervisor", config.supervisor_topic, HEADER, self._beat)
         if robot.keep_out and config.scan_topic:
             yield Tap("ranges", config.scan_topic, SCAN, self._scan(config.scan_mount))
         if robot.keep_out:
@@ -133,6 +132,10 @@ class Intake:
                 self._governor.estop(any(self._pressed.values()), received_s)
 
         return take
+
+    def _beat(self, message: Any, ros_s: float, received_s: float) -> None:
+        """frame_id is the supervisor's name: several on one topic are watched each."""
+        self._governor.supervisor(received_s, message.frame_id)
 
     def _is_timely(self, stream: str, message: Any, ros_s: float) -> bool:
         """What the surroundings were long ago must not be taken for how they are."""
@@ -197,6 +200,7 @@ class GoalIntake:
         wanted: list[tuple[bool, str, str, int, Callable[[Any], FollowsGoal | None]]] = [
             ("instruction" in kinds, topics.instruction, STRING, 1, lambda m: inbox.words(m.data)),
             ("image" in kinds, topics.image, COMPRESSED, 1, lambda m: inbox.picture(_decoded(m))),
+            ("image" in kinds, topics.image_raw, IMAGE, 1, lambda m: inbox.picture(colours(m))),
             ("video" in kinds, topics.video, COMPRESSED, 100, self._clip),
             (bool({"pose", "point"} & kinds), topics.pose, POSE, 1, lambda m: inbox.pose(*_goal_of(m.pose))),
         ]

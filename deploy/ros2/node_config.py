@@ -82,12 +82,14 @@ class FeatureTopic:
 class GoalTopics:
     """By which topics the goal is told, "" for none; what the policy does not take is not subscribed.
 
-    instruction: std_msgs/String. image: sensor_msgs/Image or CompressedImage, by the topic's type. video: CompressedImage with
-    header.frame_id "i/n", a clip of n pictures at `video_rate_hz`. pose: geometry_msgs/PoseStamped, given as pose or point.
+    instruction: std_msgs/String. image: sensor_msgs/CompressedImage; image_raw: sensor_msgs/Image, the newer of both counts.
+    video: CompressedImage with header.frame_id "i/n", a clip of n pictures at `video_rate_hz`. pose: geometry_msgs/PoseStamped,
+    given as pose or point.
     """
 
     instruction: str = "instruction"
     image: str = "goal_image"
+    image_raw: str = "goal_image_raw"
     video: str = "goal_video"
     pose: str = "goal_pose"
     video_rate_hz: float = 5.0

@@ -32,13 +32,15 @@ from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.deploy.ros2.assembly import assemble
 from kineflow.deploy.ros2.contract_check import check as check_contract
 from kineflow.deploy.ros2.goals import GoalInbox
-from kineflow.deploy.ros2.inputs import GoalInputs, Inputs, wires
+from kineflow.deploy.ros2.inputs import GoalInputs, Inputs
 from kineflow.deploy.ros2.intake import GoalIntake, Intake
 from kineflow.deploy.ros2.node_config import NodeConfig
 from kineflow.deploy.ros2.outputs import CommandOutput, Reports, spoken
 from kineflow.deploy.ros2.policy_source import load
 from kineflow.deploy.ros2.process import run_process
+from kineflow.deploy.ros2.rates import Rates
 from kineflow.deploy.ros2.runs import CANCELLED, NO_RUN, Run, Runs
+from kineflow.deploy.ros2.wires import wires
 from kineflow.deploy.ros2.wiring import check_wiring
 from kineflow.deploy.runner import Runner
 
@@ -155,6 +157,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self._output, self._reports = CommandOutput(self, robot, config), Reports(self, robot, config)
         self._governed.waits = self._output.robot.waits
         self._runner = self._new_runner()
+        self._rates = Rates({name: topic.rate_hz for name, topic in {**config.cameras, **config.features}.items() if topic.topic})
         self._inputs = Inputs(self, qualities, Intake(contract, robot, config, self._governor, self._observe))
         inbox = GoalInbox(contract, config.goals.video_rate_hz)
         self._goals = GoalInputs(self, GoalIntake(inbox, config, self._follow))
@@ -190,7 +193,11 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
             self._governor.deactivate()
             self._tell_end(self._runs.end("cancelled", "deactivated", time.monotonic()))
         if runner is not None:
-            runner.stop(STOP_S)
+            try:
+                runner.stop(STOP_S)
+            except Exception as error:  # of the output thread; the stop was said above
+                self.get_logger().error(f"commands had ended: {type(error).__name__}: {error}")
+            self._governor.stopped()
 
     def _let_go(self) -> None:
         self._stop_running()
@@ -289,9 +296,9 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         ticked = self._output.last
         why = "" if ticked is None or label != "active" else "; ".join(ticked.command.reasons)
         outcome = ticked.command.outcome if ticked is not None and label == "active" else label
-        if self._output.failure:
-            self.get_logger().fatal(f"commands cannot be published: {self._output.failure}")
-            self.ending.set()
+        if failure := self._output.failure or self._runner.failure:
+            raise KineflowError(f"no more commands: {failure}")  # ends the process, which says stop: see process.py
+        self._rates.look(self._inputs.intake.received, now)
         said = (outcome, why.split(":")[0])
         if now - self._reported_s >= REPORT_S or said != self._said:
             self._report(label, outcome, why, now)
@@ -329,10 +336,13 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         values |= {
             "received": dict(self._inputs.intake.received),
             "input_faults": dict(self._inputs.intake.faults),
-            "goal_fault": self._goals.intake.fault,
+            "goal_fault": self._goals.fault,
+            "rates_hz": dict(self._rates.hz),
             "run": f"{self._runs.run.number}: {self._runs.run.state}" if self._runs.run else "none",
         }
         level = {"pass": "ok", "clamp": "ok", "inactive": "ok", "stop": "warn", "reject": "warn"}.get(outcome, "error")
+        if level == "ok" and (slow := self._rates.slow):
+            level, why = "warn", slow
         self._reports.diagnose(level, why or outcome, values)
         self._reports.status(f"{label}: {why}" if why else label)
 

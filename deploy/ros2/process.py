@@ -88,8 +88,13 @@ def _tear_down(node: Any, executor: Any, spinning: threading.Thread, context: An
     """Stop the robot, then executor, thread, node, context: any other order ends in abort()."""
     import rclpy
 
+    code = 0
     if node is not None:
-        node.stop_now()
+        try:
+            node.stop_now()
+        except Exception as error:  # what kept the commands from leaving
+            print(f"kineflow: the stop was not sent: {type(error).__name__}: {error}", file=sys.stderr)
+            code = 1
     executor.shutdown(timeout_sec=JOIN_S)
     if spinning.ident is not None:
         spinning.join(JOIN_S)
@@ -99,4 +104,4 @@ def _tear_down(node: Any, executor: Any, spinning: threading.Thread, context: An
     if node is not None:
         node.destroy_node()
     rclpy.try_shutdown(context=context)
-    return 0
+    return code

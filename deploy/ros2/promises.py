@@ -265,17 +265,27 @@ def diagnostics(session: Session) -> Measured:
 
 
 def limits_on_output(session: Session, seconds: float = 4.0) -> Measured:
-    """5: a wild policy: velocity and acceleration between the stamps of what was received. Session of policy `wild`."""
-    begin = time.monotonic()
+    """5: a wild policy: velocity, acceleration and jerk between the stamps of what was received. Session of policy `wild`."""
+    begin, braked = time.monotonic(), _braked(session)
     time.sleep(seconds)
     heard = session.rig.since(begin)
-    worst = 0.0
-    for axis, bound, rate in (("vx", 0.5, 2.5), ("yaw_rate", 1.0, 3.2)):
-        values, stamps = np.array([getattr(h, axis) for h in heard]), np.array([h.stamp_s for h in heard])
-        # 1 ms for the two clocks that a stamp is made of; float32 on the wire
-        worst = max(worst, float((np.abs(np.diff(values)) / (rate * (np.diff(stamps) + 1e-3) + 1e-5)).max()))
+    wait_for(lambda: _report_after(session, begin + seconds), 2.0)
+    braked, worst, jerk = _braked(session) - braked, 0.0, 0.0
+    for axis, bound, rate, change in (("vx", 0.5, 2.5, 10.0), ("yaw_rate", 1.0, 3.2, 12.8)):
+        values, dt = np.array([getattr(h, axis) for h in heard]), np.diff([h.stamp_s for h in heard])
+        # 1 ms for the two clocks that a stamp is made of
+        worst = max(worst, float((np.abs(np.diff(values)) / (rate * (dt + 1e-3) + 1e-5)).max()))
         worst = max(worst, float(np.abs(values).max()) / (bound + 1e-6))
-    return Measured(5, "wild policy: share of the limits used on the output", worst, 1, "1", worst <= 1, f"{len(heard)} commands")
+        rates, dt = np.diff(values) / np.maximum(dt, 1e-3), np.maximum(dt[1:], 1e-3)
+        jerk = max(jerk, float((np.abs(np.diff(rates)) / (change * dt + 2 * rate * 1e-3 / dt)).max()))
+    note = f"{len(heard)} commands; of jerk {jerk:.2f}" + (f", {braked:g} ticks braked: exempt from it" if braked else "")
+    return Measured(5, "wild policy: share of the limits used", worst, 1, "1", worst <= 1 and (jerk <= 1 or braked > 0), note)
+
+
+def _braked(session: Session) -> float:
+    """Ticks that stopped, which a busy machine makes."""
+    report = session.rig.report()
+    return float(report.values.get("governor.counts.stop", 0)) if report else 0.0
 
 
 def broken_chunks(session: Session) -> Measured:
@@ -363,8 +373,7 @@ def seam_jump(session: Session, seconds: float = 5.0) -> Measured:
     report = session.rig.report()
     values, stamps = np.array([h.yaw_rate for h in heard]), np.array([h.stamp_s for h in heard])
     share = float((np.abs(np.diff(values)) / (3.2 * (np.diff(stamps) + 1e-3) + 1e-5)).max())
-    raw = report.values.get("seam_jump_p99", "?") if report else "?"
-    limited = report.values.get("limited_jump_p99", "?") if report else "?"
+    raw, limited = (report.values.get(f"{which}_jump_p99", "?") if report else "?" for which in ("seam", "limited"))
     note = f"p99 at seams: raw {raw}, limited {limited} rad/s"
     return Measured(17, "seams: largest step, share of the limiter's", share, 1, "1", share <= 1 and float(raw) > 0.5, note)
 

@@ -27,7 +27,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Offer:
-    """One publisher of a topic: its node, message type and quality."""
+    """One publisher of a topic, or subscription: its node, message type and quality."""
 
     node: str
     type_name: str
@@ -60,6 +60,15 @@ def missing(offers: Sequence[Offer], wanted: Quality) -> list[str]:
 
 def offers_of(node: Any, topic: str) -> list[Offer]:
     """Who publishes `topic` now, as an rclpy `node` sees it. A type that is not ours shows here and nowhere else."""
+    return _ends(node.get_publishers_info_by_topic(topic))
+
+
+def listeners_of(node: Any, topic: str) -> list[Offer]:
+    """Who subscribes `topic` now, and with what quality."""
+    return _ends(node.get_subscriptions_info_by_topic(topic))
+
+
+def _ends(infos: Sequence[Any]) -> list[Offer]:
     from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 
     return [
@@ -71,7 +80,7 @@ def offers_of(node: Any, topic: str) -> list[Offer]:
                 info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL,
             ),
         )
-        for info in node.get_publishers_info_by_topic(topic)
+        for info in infos
     ]
 
 

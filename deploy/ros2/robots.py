@@ -50,6 +50,18 @@ def open_robot(node: Any, profile: RobotProfile, config: NodeConfig) -> Robot:
     return Echoed(open_native(profile), TwistRobot(node, profile, config))
 
 
+def told_on(profile: RobotProfile, config: NodeConfig) -> tuple[str, type] | None:
+    """Topic and type by which the robot itself hears its commands; None in shadow mode, and for links of their own."""
+    if config.shadow:
+        return None
+    if profile.adapter == "joint_trajectory":
+        return (profile.joint_trajectory or JointSettings()).topic, JointTrajectory
+    if profile.adapter == "path":
+        return (profile.path or PathSettings()).topic, Path
+    kinds = {"twist": Twist, "twist_stamped": TwistStamped}
+    return (config.command_topic, kinds[profile.adapter]) if profile.adapter in kinds else None
+
+
 def shadowed(topic: str, is_shadow: bool) -> str:
     return f"shadow_{topic.strip('/')}" if is_shadow else topic
 

@@ -16,7 +16,7 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
-from kineflow.deploy.ros2.qos import Offer, Quality, choose, missing, offers_of, profile
+from kineflow.deploy.ros2.qos import Offer, Quality, choose, listeners_of, missing, offers_of, profile
 from kineflow.interface import KineflowError
 
 LISTEN_S = 1.5  # for rates of 5 Hz and more
@@ -30,7 +30,8 @@ class WiringError(KineflowError):
 
 @dataclass(frozen=True)
 class Wire:
-    """One topic that must be there. `latched`: its last sample is wanted on connecting. `check`: what is wrong with a message."""
+    """One topic that must be there. `latched`: its last sample is wanted on connecting. `check`: what is wrong with a message.
+    `told`: we publish it; nobody need listen, but who listens must understand."""
 
     name: str
     topic: str
@@ -38,6 +39,7 @@ class Wire:
     rate_hz: float = 0.0  # 0: not periodic
     latched: bool = False
     needs_publisher: bool = True
+    told: bool = False
     check: Callable[[Any], str] = field(default=lambda message: "")
 
     @property
@@ -106,6 +108,9 @@ def _wait_for_publishers(node: Any, executor: Any, wires: Sequence[Wire], timeou
 
 def _mismatches(node: Any, wire: Wire, offers: Sequence[Offer]) -> Iterator[str]:
     topic = node.resolve_topic_name(wire.topic)
+    if wire.told:
+        yield from _not_understood(wire, topic, listeners_of(node, topic))
+        return
     if not offers and wire.needs_publisher:
         yield f"{wire.name}: nobody publishes '{topic}' ({wire.type_name}); start its driver, or remap the topic"
     for offer in offers:
@@ -118,6 +123,18 @@ def _mismatches(node: Any, wire: Wire, offers: Sequence[Offer]) -> Iterator[str]
         # e-stop and supervisor: losing the one sample that says stop is no way to stop
         for line in missing(offers, Quality(True, True)):
             yield f"{wire.name}: '{topic}': {line}; publish it reliable and transient local"
+
+
+def _not_understood(wire: Wire, topic: str, listeners: Sequence[Offer]) -> Iterator[str]:
+    """Who would hear nothing of what is told: the robot would stand still, and nobody would say why."""
+    for listener in listeners:
+        if listener.type_name != wire.type_name:
+            yield (
+                f"{wire.name}: '{listener.node}' hears '{topic}' as {listener.type_name}, told is {wire.type_name}; choose the "
+                "robot profile's adapter (twist or twist_stamped), or remap one of them (such topics do not connect)"
+            )
+        elif listener.quality.transient:
+            yield f"{wire.name}: '{listener.node}' hears '{topic}' transient local alone, commands are volatile; change it there"
 
 
 def _counter(heard: _Heard) -> Callable[[Any], None]:

@@ -348,6 +348,16 @@ def test_activation_in_the_middle_of_braking_goes_on_from_there() -> None:
     assert is_still(np.array(drive.governor.state(0.0)["values"]))
 
 
+def test_activation_after_the_body_was_stopped_begins_at_rest() -> None:
+    """A node that is deactivated says zero itself: activated at once, the stream goes on from zero, not from its old speed."""
+    drive = Drive(FAST)
+    drive.run([1.0, 0.0, 0.0, 0.0], 1.0)
+    drive.governor.deactivate()
+    drive.governor.stopped()
+    drive.governor.activate(drive.now_s)
+    assert 0 < drive.tick([1.0, 0.0, 0.0, 0.0]).values[0] <= 10 * 0.02**2 + 1e-9
+
+
 def test_deactivation_brakes() -> None:
     drive = Drive(FAST)
     drive.run([1.0, 0.0, 0.0, 0.0], 1.0)

@@ -9,19 +9,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 
 from kineflow.config import load_config
 from kineflow.deploy.governor import Governor, Intent
 from kineflow.deploy.keep_out import Mount
 from kineflow.deploy.robot_profile import Geofence, RobotProfile
-from kineflow.deploy.ros2.intake import Intake, Tap
+from kineflow.deploy.ros2.goals import GoalInbox
+from kineflow.deploy.ros2.intake import GoalIntake, Intake, Tap
 from kineflow.deploy.ros2.node_config import DepthTopic, NodeConfig
+from kineflow.deploy.ros2.rates import Rates
 from kineflow.deploy.ros2.toy_policies import forward
+from kineflow.interface import GoalSpec
 from tests.deploy.governed import profile
 
 NODE = load_config(NodeConfig, "nodes/wheeled")
 ROS_S = 1.7e9  # of the ROS clock, where the monotonic one says 50
 SLOW = 0.3
+NODE_WITHOUT = replace(NODE, estop_topic="")
 
 
 class Around:
@@ -32,9 +37,16 @@ class Around:
         contract = forward().contract
         self.intake = Intake(contract, robot, config, self.governor, lambda *sample: "")
         self.taps: dict[str, Tap] = {tap.name: tap for tap in self.intake.taps}
-        self.hear("estop", SimpleNamespace(data=False))
+        if robot.watchdogs.estop:
+            self.hear("estop", SimpleNamespace(data=False))
         self.governor.supervisor(self.now_s)
         self.governor.activate(self.now_s)
+
+    def tick(self, vx: float) -> tuple[float, tuple[str, ...]]:
+        """20 ms later."""
+        self.now_s += 0.02
+        command = self.governor.govern(Intent(np.array([vx, 0, 0, 0]), "", self.now_s), self.now_s)
+        return float(command.values[0]), command.reasons
 
     def hear(self, name: str, message: Any) -> None:
         self.taps[name].take(message, ROS_S + self.now_s, self.now_s)
@@ -161,3 +173,88 @@ def test_poses_with_old_stamps_do_not_hold_the_fence_open() -> None:
     for age, expected in ((0.0, SLOW), (-0.8, 0.0)):
         message = SimpleNamespace(header=None, age=age, pose=SimpleNamespace(pose=place))
         assert Around(robot, config).wants(SLOW, {"pose": message})[0] == pytest.approx(expected)
+
+
+OPEN = profile("wheeled", keep_out=None)
+PRESSED, RELEASED = SimpleNamespace(data=True), SimpleNamespace(data=False)
+
+
+def test_a_guard_that_lives_does_not_stand_in_for_a_supervisor_that_left() -> None:
+    """Both beat on one topic, each under its name; either one's silence stops the robot."""
+    for silent in ("guard", "person"):
+        around = Around(OPEN)
+        around.governor = Governor(OPEN)  # heard by name alone
+        around.intake = Intake(forward().contract, OPEN, NODE, around.governor, lambda *sample: "")
+        around.taps = {tap.name: tap for tap in around.intake.taps}
+        around.hear("estop", RELEASED)
+        around.governor.activate(around.now_s)
+        for k in range(200):
+            for name in ("guard", "person"):
+                if k < 100 or name != silent:
+                    around.hear("supervisor", SimpleNamespace(frame_id=name))
+            speed, reasons = around.tick(SLOW)
+            if k == 99:
+                assert speed == pytest.approx(SLOW)
+        assert (speed, reasons) == (0.0, (f"supervisor lost: {silent}",))
+
+
+def test_what_the_guard_stopped_stays_so_without_an_estop_too() -> None:
+    """A robot without an e-stop: a node that was frozen, stopped by its guard and thawed must not go on."""
+    around = Around(profile("wheeled", keep_out=None, watchdogs={"estop": False}), NODE_WITHOUT)
+    assert around.wants(SLOW, {})[0] == pytest.approx(SLOW)
+    around.hear("guard", RELEASED)
+    assert around.wants(SLOW, {})[0] == pytest.approx(SLOW)
+    around.hear("guard", PRESSED)
+    assert around.wants(SLOW, {}, 0.2) == (0.0, ("e-stop",))
+    assert around.governor.reset_estop(around.now_s) != ""
+    around.hear("guard", RELEASED)
+    assert around.governor.reset_estop(around.now_s) == ""
+
+
+def test_a_guard_alone_is_no_estop_source() -> None:
+    """Promise 8: what the guard says is not what the button says."""
+    around = Around(OPEN)
+    around.governor = Governor(OPEN)
+    around.intake = Intake(forward().contract, OPEN, NODE, around.governor, lambda *sample: "")
+    around.taps = {tap.name: tap for tap in around.intake.taps}
+    around.governor.activate(around.now_s)
+    around.hear("guard", RELEASED)
+    assert around.wants(SLOW, {}) == (0.0, ("e-stop source not heard",))
+
+
+def picture(message: bool) -> Any:
+    red = np.zeros((20, 20, 3), np.uint8)
+    red[..., 0] = 250
+    if not message:
+        return SimpleNamespace(format="jpeg", data=simplejpeg.encode_jpeg(red, colorspace="RGB"))
+    size = {"height": 20, "width": 20, "step": 60, "is_bigendian": False}
+    return SimpleNamespace(encoding="rgb8", data=red.tobytes(), **size)
+
+
+@pytest.mark.parametrize("is_raw", [True, False])
+def test_a_goal_picture_comes_raw_or_compressed(is_raw: bool) -> None:
+    made = forward().contract
+    contract = replace(made, interface=replace(made.interface, goals={"place": GoalSpec("image", 10, 10)}))
+    told: list[Any] = []
+    taps = {tap.topic: tap for tap in GoalIntake(GoalInbox(contract, 5.0), NODE, told.append).taps}
+    assert {topic: tap.type.rsplit("/")[-1] for topic, tap in taps.items()} == {
+        "goal_image": "CompressedImage",
+        "goal_image_raw": "Image",
+    }
+    taps["goal_image_raw" if is_raw else "goal_image"].take(picture(is_raw), b"", 0.0)
+    seen = told[0].goal()["place"]
+    assert seen.shape == (10, 10, 3)
+    assert np.abs(seen.astype(int) - [250, 0, 0]).max() <= 4
+
+
+def test_an_input_that_got_slow_is_named() -> None:
+    rates = Rates({"front": 30.0, "pose": 50.0})
+    counts = {"front": 0, "pose": 0}
+    for k in range(100):
+        rates.look(counts, 0.1 * k)
+        assert rates.slow == ""
+        counts = {"front": counts["front"] + 3, "pose": counts["pose"] + 5}
+    for k in range(100, 150):
+        rates.look(counts, 0.1 * k)
+        counts = {"front": counts["front"] + 1, "pose": counts["pose"] + 5}
+    assert rates.slow == "front arrives at 10.0 Hz, expected are 30"

@@ -61,6 +61,7 @@ def test_before_the_first_sample_there_is_that_sample() -> None:
         ("velocity", np.array([1.0]), -0.2, "stamp from the future"),
         ("velocity", np.array([1.0, 2.0]), 0.0, "shape (2,), expected (1,)"),
         ("velocity", np.array([np.nan]), 0.0, "not finite"),
+        ("velocity", np.array([1e300]), 0.0, "not finite"),  # as the policy is shown it, in float32
         ("front", np.zeros((2, 2, 3), np.float32), 0.0, "dtype float32"),
         ("front", np.zeros((3, 2, 3), np.uint8), 0.0, "shape (3, 2, 3), expected (2, 2, 3)"),
     ],

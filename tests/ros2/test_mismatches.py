@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from geometry_msgs.msg import Twist
 from std_msgs.msg import Bool
 
 from kineflow.config import CONFIG_ROOT
@@ -115,6 +116,22 @@ def test_best_effort_where_reliable_is_needed(bench: Bench) -> None:
         time.sleep(0.5)
 
 
+def test_a_base_that_hears_another_type_of_command(bench: Bench) -> None:
+    """Twist and TwistStamped: the robot would stand still, and nobody would say why."""
+    listener = bench.rig.node.create_subscription(Twist, "other_cmd", lambda message: None, profile(Quality(True)))
+    sign = "command: 'observer' hears '/other_cmd' as geometry_msgs/msg/Twist, told is geometry_msgs/msg/TwistStamped"
+    try:
+        bench.refuses(sign, topic="command_topic: cmd_vel => command_topic: other_cmd")
+    finally:
+        bench.rig.node.destroy_subscription(listener)
+
+
+def test_a_depth_camera_that_is_none(bench: Bench) -> None:
+    """The colour camera's topic, taken for depth."""
+    depths = "{near: {topic: front, rate_hz: 30.0, fx: 500, fy: 500, cx: 320, cy: 240}}"
+    bench.refuses("depth 'near': '/front': depth with encoding 'rgb8' is not known", more=f"scan_topic: scan => depths: {depths}")
+
+
 def test_without_a_mismatch_it_configures(bench: Bench) -> None:
     """The last one: the refusals were not for another reason."""
     done = False
@@ -123,3 +140,18 @@ def test_without_a_mismatch_it_configures(bench: Bench) -> None:
         if done:
             break
     assert done, said
+
+
+def test_a_publisher_that_comes_later_and_is_not_heard_is_told(bench: Bench) -> None:
+    """After configure: the node goes on, and its diagnostics say which topic offers less than it subscribed."""
+    assert bench.rig.state() == "inactive"
+    publisher = bench.rig.node.create_publisher(Bool, "estop", profile(Quality(False)))
+    try:
+        assert wait_for(lambda: "offers less quality" in fault_of(bench.rig, "estop"), 20.0), bench.rig.report()
+    finally:
+        bench.rig.node.destroy_publisher(publisher)
+
+
+def fault_of(rig: Rig, name: str) -> str:
+    report = rig.report()
+    return report.values.get(f"input_faults.{name}", "") if report else ""

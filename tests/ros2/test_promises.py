@@ -8,6 +8,7 @@ import pytest
 
 from kineflow.deploy.guard import GuardConfig
 from kineflow.deploy.ros2 import promises
+from kineflow.deploy.ros2.rig import Heard, wait_for
 from kineflow.deploy.ros2.session import Session
 from tests.ros2.timed import exactly, in_time
 
@@ -41,6 +42,39 @@ def test_07_estop_is_immediate_latched_and_needs_reset_and_activation(session: S
 
 def test_16_diagnostics_once_a_second_and_on_change(session: Session) -> None:
     exactly(promises.diagnostics(session))
+
+
+def test_09_the_supervisors_silence_is_not_covered_by_the_guard(session: Session) -> None:
+    """Both beat on one topic; the person's end must be seen though the guard lives."""
+    in_time(promises.supervisor_lost(session))
+    session.recover()
+
+
+def test_without_its_guard_the_node_does_not_move(session: Session) -> None:
+    """Nor is the guard's end covered by the supervisor."""
+    session.rig.kill("guard")
+    assert wait_for(lambda: session.rig.heard[-1].is_zero, 5.0)
+    assert wait_for(lambda: "supervisor lost: guard" in session.rig.status[-1][1], 5.0), session.rig.status[-3:]
+    session.rig.start("guard", "guard")
+    assert wait_for(lambda: not session.rig.heard[-1].is_zero, 20.0), session.rig.status[-3:]
+
+
+def test_activated_again_at_once_it_begins_at_rest(session: Session) -> None:
+    """Deactivation says zero at speed; the commands go on from there, not from the speed before."""
+    session.recover()
+    assert session.rig.change("deactivate")
+    assert session.rig.change("activate")
+    assert wait_for(lambda: bool(after := _after_last_zero(session)) and after[-1].vx > 0.3, 10.0)
+    first, second = _after_last_zero(session)[:2]
+    assert first.vx <= 10 * 0.03**2  # jerk, for a late tick
+    assert second.vx - first.vx <= 2.5 * (second.stamp_s - first.stamp_s + 1e-3)
+
+
+def _after_last_zero(session: Session) -> list[Heard]:
+    """Of the last 3 s."""
+    heard = session.rig.heard[-150:]
+    zeros = [k for k, command in enumerate(heard) if command.is_zero]
+    return heard[zeros[-1] + 1 :] if zeros else []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
