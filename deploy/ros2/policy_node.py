@@ -157,7 +157,8 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self._output, self._reports = CommandOutput(self, robot, config), Reports(self, robot, config)
         self._governed.waits = self._output.robot.waits
         self._runner = self._new_runner()
-        self._rates = Rates({name: topic.rate_hz for name, topic in {**config.cameras, **config.features}.items() if topic.topic})
+        rates = {name: topic.rate_hz for name, topic in config.cameras.items()}
+        self._rates = Rates(rates | {name: topic.rate_hz for name, topic in config.features.items() if topic.topic})
         self._inputs = Inputs(self, qualities, Intake(contract, robot, config, self._governor, self._observe))
         inbox = GoalInbox(contract, config.goals.video_rate_hz)
         self._goals = GoalInputs(self, GoalIntake(inbox, config, self._follow))
