@@ -118,6 +118,7 @@ def test_every_shipped_config_loads() -> None:
     from kineflow.config import CONFIG_ROOT
     from kineflow.datasets.doctor_checks.finding import DoctorConfig
     from kineflow.deploy.executor_config import ExecutorConfig
+    from kineflow.deploy.live.drawing import LiveConfig
     from kineflow.deploy.robot_profile import RobotProfile
     from kineflow.deploy.ros2.node_config import NodeConfig
     from kineflow.deploy.ros2.recorder_config import RecorderConfig
@@ -137,6 +138,7 @@ def test_every_shipped_config_loads() -> None:
         "deploy": ExecutorConfig,
         "eval": EvalConfig,
         "interfaces": Interface,
+        "live": LiveConfig,
         "nodes": NodeConfig,
         "recorders": RecorderConfig,
         "robots": RobotProfile,
