@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,7 +40,8 @@ _TRANSITIONS = {
     "activate": (3, "active"),
     "deactivate": (4, "inactive"),
 }
-_next_domain = 0
+DOMAINS = range(2, 101)
+_rigs = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,10 @@ class Rig:
     """See the module."""
 
     def __init__(self, log: Path | None = None, priority: int = PRIORITY) -> None:
-        global _next_domain
         prepare()
         clean_stale_segments()
         self.folder = Path(log or tempfile.mkdtemp(prefix="kineflow-rig-"))
-        self.domain = 2 + (os.getpid() * 13 + _next_domain) % 99
-        _next_domain += 1
+        self.domain, self._claim = claim_domain()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.heard: list[Heard] = []
         self.reports: list[Report] = []
@@ -135,6 +136,7 @@ class Rig:
             thread.join(2.0)
         self.node.destroy_node()
         rclpy.try_shutdown(context=self.context)
+        self._claim.close()
         hurry(0)
         if error is not None:
             print(f"logs of the rig's processes: {self.folder}", file=sys.stderr)
@@ -317,6 +319,23 @@ class Rig:
 
     def _on_status(self, message: Any) -> None:
         self.status.append((time.monotonic(), message.data))
+
+
+def claim_domain() -> tuple[int, socket.socket]:
+    """A ROS domain that no other rig of this machine is in, and what keeps it so until it is closed or its process ends: another
+    rig's commands would be taken for ours.
+
+    Raises:
+        KineflowError: every domain is taken.
+    """
+    claim, first = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), os.getpid() * 13 + next(_rigs)  # each time another one
+    for k in range(len(DOMAINS)):
+        domain = DOMAINS[(first + k) % len(DOMAINS)]
+        with contextlib.suppress(OSError):
+            claim.bind(f"\0kineflow-rig-domain-{domain}")  # a name without a file, which cannot be left behind
+            return domain, claim
+    claim.close()
+    raise KineflowError(f"rigs are in all ROS domains {DOMAINS.start} to {DOMAINS.stop - 1} of this machine; end some of them")
 
 
 def wait_for(condition: Callable[[], bool], within_s: float, every_s: float = 0.01) -> bool:

@@ -29,6 +29,7 @@ from kineflow.deploy.governor import Command, Governor, Intent
 from kineflow.deploy.robot_profile import RobotProfile
 from kineflow.deploy.ros2.node_config import NodeConfig
 from kineflow.deploy.ros2.outputs import CommandOutput
+from kineflow.deploy.ros2.rig import claim_domain
 from kineflow.deploy.ros2.robots import JointRobot, PathRobot, open_robot
 
 CONFIG = load_config(NodeConfig, "nodes/wheeled")
@@ -125,10 +126,22 @@ def test_bridges_that_are_not_installed_are_named() -> None:
 # The arm, over rclpy
 
 
+def test_two_rigs_are_in_two_domains() -> None:
+    claims = [claim_domain() for _ in range(40)]
+    assert len({domain for domain, _ in claims}) == len(claims)
+    for _, claim in claims:
+        claim.close()
+    for _ in range(3):  # given back: more in all than there are
+        claims = [claim_domain() for _ in range(40)]
+        for _, claim in claims:
+            claim.close()
+
+
 @pytest.fixture
 def arm() -> Iterator[SimpleNamespace]:
     context = rclpy.Context()
-    rclpy.init(context=context, domain_id=2 + time.monotonic_ns() % 99)
+    domain, claim = claim_domain()
+    rclpy.init(context=context, domain_id=domain)
     node, joints = Node("policy", context=context), Node("arm", context=context)
     executor = SingleThreadedExecutor(context=context)
     for each in (node, joints):
@@ -151,6 +164,7 @@ def arm() -> Iterator[SimpleNamespace]:
     for each in (node, joints):
         each.destroy_node()
     rclpy.try_shutdown(context=context)
+    claim.close()
 
 
 def test_an_arm_is_held_where_it_is_and_holds_after_a_fault(arm: SimpleNamespace) -> None:
