@@ -39,8 +39,8 @@ class GuardNode(Node):  # type: ignore[misc]
         super().__init__("guard", context=context)
         self.ending = threading.Event()
         self._guard, self._lock, self._frame = Guard(GuardConfig(silence_s=options.silence)), threading.Lock(), options.frame
-        kind = Twist if options.plain else TwistStamped
-        self._stamped = not options.plain
+        self._stamped = options.type == "twist_stamped"
+        kind = TwistStamped if self._stamped else Twist
         self._zero = self.create_publisher(kind, options.command_topic, profile(Quality(True)))
         self._estop = self.create_publisher(Bool, options.estop_topic, profile(Quality(True, True)))
         self._supervisor = self.create_publisher(Header, options.supervisor_topic, profile(Quality(True)))
@@ -87,7 +87,7 @@ def main() -> int:
     parser.add_argument("--supervisor-topic", default="supervisor")
     parser.add_argument("--frame", default="base_link")
     parser.add_argument("--silence", type=float, default=GuardConfig.silence_s, help="seconds without a command while active")
-    parser.add_argument("--plain", action="store_true", help="Twist instead of TwistStamped")
+    parser.add_argument("--type", choices=["twist_stamped", "twist"], default="twist_stamped", help="as the robot's adapter")
     options, rest = parser.parse_known_args()
     return run_process(lambda context: GuardNode(context, options), rest)
 

@@ -13,7 +13,7 @@ TRIES = 4  # on a machine under load topics are late, and the node refuses right
 
 @dataclass
 class Session:
-    """`policy`: a toy's name. `drawn`: how the base makes its pictures."""
+    """`policy`: a toy's name, or module:function. `drawn`: how the base makes its pictures."""
 
     rig: Rig
     policy: str = "forward"
@@ -40,7 +40,8 @@ class Session:
             self.rig.wait_for_publisher("front")
 
     def start_node(self) -> None:
-        words = ["--policy", f"kineflow.deploy.ros2.toy_policies:{self.policy}", *self.overrides]
+        policy = self.policy if ":" in self.policy else f"kineflow.deploy.ros2.toy_policies:{self.policy}"
+        words = ["--policy", policy, *self.overrides]
         listed = "[" + ", ".join(f"'{word}'" for word in words) + "]"
         self.rig.start("node", "policy", *parameters(config=self.config, overrides=listed, **self.node_settings))
         self.rig.meet()

@@ -109,7 +109,7 @@ def _wait_for_publishers(node: Any, executor: Any, wires: Sequence[Wire], timeou
 def _mismatches(node: Any, wire: Wire, offers: Sequence[Offer]) -> Iterator[str]:
     topic = node.resolve_topic_name(wire.topic)
     if wire.told:
-        yield from _not_understood(wire, topic, listeners_of(node, topic))
+        yield from _not_understood(wire, topic, listeners_of(node, topic), offers)
         return
     if not offers and wire.needs_publisher:
         yield f"{wire.name}: nobody publishes '{topic}' ({wire.type_name}); start its driver, or remap the topic"
@@ -125,8 +125,15 @@ def _mismatches(node: Any, wire: Wire, offers: Sequence[Offer]) -> Iterator[str]
             yield f"{wire.name}: '{topic}': {line}; publish it reliable and transient local"
 
 
-def _not_understood(wire: Wire, topic: str, listeners: Sequence[Offer]) -> Iterator[str]:
-    """Who would hear nothing of what is told: the robot would stand still, and nobody would say why."""
+def _not_understood(wire: Wire, topic: str, listeners: Sequence[Offer], others: Sequence[Offer]) -> Iterator[str]:
+    """Who would hear nothing of what is told: the robot would stand still, and nobody would say why. And whose own commands would
+    not be heard there: a guard that cannot stop it."""
+    for other in others:
+        if other.type_name != wire.type_name:
+            yield (
+                f"{wire.name}: '{other.node}' sends '{topic}' as {other.type_name}, told is {wire.type_name}; start it with the "
+                "type of the robot profile's adapter (a guard: --type), or remap one of them"
+            )
     for listener in listeners:
         if listener.type_name != wire.type_name:
             yield (

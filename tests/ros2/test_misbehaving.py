@@ -6,6 +6,8 @@ import pytest
 
 from kineflow.deploy.ros2 import promises
 from kineflow.deploy.ros2.bench import one
+from kineflow.deploy.ros2.rig import Rig, wait_for
+from kineflow.deploy.ros2.session import Session
 from tests.ros2.timed import exactly, in_time
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_time]
@@ -35,6 +37,17 @@ def test_13_inference_that_becomes_too_slow_stops_the_robot() -> None:
 
 def test_14_a_frozen_clock_stops_nothing_and_a_jump_flushes() -> None:
     exactly(one("forward", promises.clock_jumps, clock=True))
+
+
+def test_an_output_thread_that_fails_ends_the_node_with_zeros() -> None:
+    """Without a guard, too: no command is the last one that moves."""
+    with Rig() as rig:
+        session = Session(rig, policy="tests.ros2.breaking:forward_then_break", guarded=False)
+        session.up()
+        assert wait_for(lambda: rig.processes["node"].poll() is not None, 60.0)
+        assert rig.processes["node"].returncode == 1
+        assert "no more commands: RuntimeError: the executor broke" in rig.log("node")
+        assert wait_for(lambda: rig.heard[-1].is_zero, 5.0)
 
 
 def test_17_seams_stay_within_the_limiter() -> None:

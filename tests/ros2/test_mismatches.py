@@ -126,6 +126,16 @@ def test_a_base_that_hears_another_type_of_command(bench: Bench) -> None:
         bench.rig.node.destroy_subscription(listener)
 
 
+def test_a_guard_whose_stop_would_not_be_heard(bench: Bench) -> None:
+    """A guard of plain Twist beside a robot of TwistStamped guards nothing."""
+    speaker = bench.rig.node.create_publisher(Twist, "other_cmd", profile(Quality(True)))
+    sign = "command: 'observer' sends '/other_cmd' as geometry_msgs/msg/Twist, told is geometry_msgs/msg/TwistStamped"
+    try:
+        bench.refuses(sign, topic="command_topic: cmd_vel => command_topic: other_cmd")
+    finally:
+        bench.rig.node.destroy_publisher(speaker)
+
+
 def test_a_depth_camera_that_is_none(bench: Bench) -> None:
     """The colour camera's topic, taken for depth."""
     depths = "{near: {topic: front, rate_hz: 30.0, fx: 500, fy: 500, cx: 320, cy: 240}}"

@@ -15,6 +15,7 @@ ARGUMENTS = {
     "use_sim_time": ("false", "stamps by /clock; watchdogs stay on the monotonic clock"),
     "guard": ("true", "start the process that stops the robot when the node is killed or frozen"),
     "command_topic": ("cmd_vel", "what the guard sends its stop to: the node's own command topic"),
+    "command_type": ("twist_stamped", "of that topic, twist_stamped or twist: the adapter of the robot's profile"),
 }
 
 
@@ -24,7 +25,7 @@ def generate_launch_description():
     parameters = ["--ros-args"]
     for name in ("config", "autostart", "use_sim_time"):
         parameters += ["-p", [f"{name}:=", value[name]]]
-    guard = [*start, "guard", "--command-topic", value["command_topic"]]
+    guard = [*start, "guard", "--command-topic", value["command_topic"], "--type", value["command_type"]]
     declared = [
         DeclareLaunchArgument(name, default_value=default, description=text) for name, (default, text) in ARGUMENTS.items()
     ]
