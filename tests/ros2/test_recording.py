@@ -223,8 +223,9 @@ def test_a_killed_recorder_loses_at_most_the_tail(recordings: Recordings) -> Non
         recordings.session.activate(moves=False)
     before = len(recordings.said)
     assert rig.run_policy(True)[0]
+    assert wait_for(lambda: any(text.startswith("recording ") for text in recordings.said[before:]), 60.0), recordings.said
     rig.run_policy(False)
-    ends = ("episode ", "no episode")  # a run that ended at once may have had no command
+    ends = ("episode ", "no episode")  # a run that ends at once may have had no command
     assert wait_for(lambda: any(text.startswith(ends) for text in recordings.said[before:]), 60.0), recordings.said
     known = EpisodeStore.open(folder / "store").num_episodes
     request = SetBool.Request(data=True)
