@@ -124,7 +124,7 @@ def latched_restart(session: Session, restarts: int = 2) -> Measured:
 
 
 def supervisor_lost(session: Session) -> Measured:
-    """9: the supervisor's heartbeat ends: braking after 0.5 s. Without a guard, which is one too."""
+    """9: the supervisor's heartbeat ends: braking after 0.5 s, though a guard beats on the same topic."""
     _at_speed(session)
     begin = time.monotonic()
     session.rig.beating = False

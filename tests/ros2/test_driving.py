@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import array
 import math
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from nav_msgs.msg import Odometry, Path as Plan
+from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
+from kineflow.config import CONFIG_ROOT
 from kineflow.deploy.ros2.qos import Quality, profile
 from kineflow.deploy.ros2.rig import Rig, wait_for
 from kineflow.deploy.ros2.session import Session
@@ -74,6 +79,39 @@ def test_pictures_without_our_profile_do_not_configure(tmp_path: Path) -> None:
         assert not rig.change("configure")
         assert "camera 'front': '/front' arrives at" in rig.log("node")
         assert "fastdds_profile.xml" in rig.log("node")
+
+
+def test_a_depth_camera_keeps_it_out_of_obstacles_without_a_scanner(tmp_path: Path) -> None:
+    """A picture of metres that come closer: it drives while there is room, and stands while there is none."""
+    text = (CONFIG_ROOT / "nodes" / "wheeled.yaml").read_text()
+    depths = "depths: {near: {topic: depth, rate_hz: 10.0, fx: 50, fy: 50, cx: 31.5, cy: 23.5, mount: {z: 0.5}}}"
+    config = tmp_path / "node.yaml"
+    config.write_text(text.replace("scan_topic: scan", depths))
+    with Rig() as rig:
+        metres, ending = [3.0], threading.Event()
+        publisher = rig.node.create_publisher(Image, "depth", profile(Quality(False)))
+
+        def film() -> None:
+            while not ending.wait(0.04):
+                message = Image(height=48, width=64, step=128, encoding="16UC1")
+                message.header.stamp = rig.node.get_clock().now().to_msg()
+                message.data = array.array("B", np.full((48, 64), round(1e3 * metres[0]), np.uint16).tobytes())
+                publisher.publish(message)
+
+        filming = threading.Thread(target=film, daemon=True)
+        filming.start()
+        try:
+            session = Session(rig, guarded=False, config=str(config))
+            session.up()
+            metres[0] = 0.3
+            assert wait_for(lambda: rig.heard[-1].vx < 1e-3, 20.0), rig.status[-3:]
+            metres[0] = 3.0
+            assert wait_for(lambda: rig.heard[-1].vx > 0.3, 20.0), rig.status[-3:]
+            ending.set()  # the camera is gone
+            assert wait_for(lambda: "depth 'near' went silent" in rig.status[-1][1], 20.0), rig.status[-3:]
+        finally:
+            ending.set()
+            filming.join(2.0)
 
 
 @pytest.mark.slow
