@@ -41,6 +41,10 @@ class Mount:
     pitch: float = 0.0
     roll: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.x + self.y + self.z + self.yaw + self.pitch + self.roll):
+            raise KineflowError(f"{self}: metres and radians are finite numbers")
+
     def to_base(self, points: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
         (cy, cp, cr), (sy, sp, sr) = np.cos([self.yaw, self.pitch, self.roll]), np.sin([self.yaw, self.pitch, self.roll])
         turn = np.array(
@@ -173,8 +177,10 @@ def from_depth(
     z = np.where(z > 0, z, math.nan)  # NaN fails the comparison too
     if np.isnan(z).all():
         return None
-    height, width = (n // stride * stride for n in z.shape)
-    blocks = np.where(np.isnan(z), math.inf, z)[:height, :width].reshape(height // stride, stride, width // stride, stride)
+    height, width = (-(-n // stride) * stride for n in z.shape)  # blocks at the right and lower edge may be smaller
+    whole = np.full((height, width), math.inf)
+    whole[: z.shape[0], : z.shape[1]] = np.where(np.isnan(z), math.inf, z)
+    blocks = whole.reshape(height // stride, stride, width // stride, stride)
     nearest = blocks.transpose(0, 2, 1, 3).reshape(height // stride, width // stride, stride * stride)
     pixel, z = nearest.argmin(-1), nearest.min(-1)
     row = np.arange(height // stride)[:, None] * stride + pixel // stride

@@ -7,6 +7,7 @@ nav2's velocity smoother and collision monitor, PX4 offboard and MoveIt Servo, a
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -113,11 +114,10 @@ class KeepOut:
     high_m: float = 1.8
 
     def __post_init__(self) -> None:
-        if not (
-            self.deceleration > 0 and self.margin_m >= 0 and self.latency_s >= 0 and self.range_s > 0 and self.low_m < self.high_m
-        ):
+        room = 0 <= self.margin_m < math.inf and 0 <= self.latency_s < math.inf
+        if not (self.deceleration > 0 and room and self.range_s > 0 and self.low_m < self.high_m):
             raise KineflowError(
-                f"{self}: deceleration and range_s are positive, margin_m and latency_s not negative, low_m < high_m"
+                f"{self}: deceleration and range_s are positive, margin_m and latency_s not negative and finite, low_m < high_m"
             )
 
 
@@ -135,10 +135,16 @@ class Geofence:
     def __post_init__(self) -> None:
         if len(self.polygon) < 3 or not all(math.isfinite(v) for corner in self.polygon for v in corner):
             raise KineflowError(f"geofence polygon {self.polygon}: give at least three finite corners (x, y)")
-        if not self.low_m < self.high_m or not self.pose_s > 0:
+        if not self.low_m < self.high_m or not self.pose_s > 0 or not 0 <= self.margin_m < math.inf:
             raise KineflowError(
-                f"geofence: low_m {self.low_m} must be below high_m {self.high_m} and pose_s {self.pose_s} positive"
+                f"geofence: low_m {self.low_m} must be below high_m {self.high_m}, pose_s {self.pose_s} positive, margin_m "
+                f"{self.margin_m} not negative and finite"
             )
+        edges = list(zip(self.polygon, (*self.polygon[1:], self.polygon[0])))
+        if crossing := next((pair for pair in itertools.combinations(edges, 2) if _cross(*pair)), None):
+            raise KineflowError(f"geofence polygon: its edges {crossing[0]} and {crossing[1]} cross; give the corners in order")
+        if not abs(sum(a[0] * b[1] - a[1] * b[0] for a, b in edges)) > 1e-9:
+            raise KineflowError(f"geofence polygon {self.polygon} encloses nothing; give its corners in order")
 
 
 @dataclass(frozen=True)
@@ -171,8 +177,11 @@ class RobotProfile:
     path: PathSettings | None = None
 
     def __post_init__(self) -> None:
-        if not (self.rate_hz > 0 and self.footprint_radius_m >= 0):
-            raise KineflowError(f"robot '{self.name}': rate_hz {self.rate_hz} must be positive, footprint_radius_m not negative")
+        if not (0 < self.rate_hz < math.inf and 0 <= self.footprint_radius_m < math.inf):
+            raise KineflowError(
+                f"robot '{self.name}': rate_hz {self.rate_hz} must be positive, footprint_radius_m {self.footprint_radius_m} not "
+                "negative, both finite"
+            )
         if self.kind == "position" and (self.keep_out or self.geofence or self.direction == "common"):
             raise KineflowError(
                 f"robot '{self.name}': keep_out, geofence and direction 'common' are about a moving base; leave them out"
@@ -203,6 +212,19 @@ class RobotProfile:
                     f"robot '{self.name}': adapter '{self.adapter}' does not carry '{axis}' but {_AXES[self.adapter]}; bound "
                     "it by 0, or choose another adapter"
                 )
+
+
+_Edge = tuple[tuple[float, float], tuple[float, float]]
+
+
+def _cross(one: _Edge, other: _Edge) -> bool:
+    """Whether two edges cross in their midst; touching at a corner is no crossing."""
+
+    def side(edge: _Edge, point: tuple[float, float]) -> float:
+        (ax, ay), (bx, by) = edge
+        return (bx - ax) * (point[1] - ay) - (by - ay) * (point[0] - ax)
+
+    return side(one, other[0]) * side(one, other[1]) < 0 and side(other, one[0]) * side(other, one[1]) < 0
 
 
 def _check_limits(robot: str, kind: Kind, axes: CommandAxes, limits: AxisLimits) -> None:

@@ -192,6 +192,19 @@ def test_floor_and_ceiling_are_not_obstacles_for_a_camera_that_looks_down() -> N
         from_depth(np.zeros((48, 64, 1)), camera, mount, 0.26, KEEP, 9.0, 0.0)
 
 
+@pytest.mark.parametrize("shape", [(50, 67), (48, 64), (7, 5)])
+def test_the_last_rows_and_columns_of_a_depth_image_count(shape: tuple[int, int]) -> None:
+    """Pictures whose size is no multiple of a block's."""
+    height, width = shape
+    depth = np.full(shape, 3.0)
+    depth[height // 2, -1] = 0.5
+    camera = Pinhole(50.0, 50.0, width / 2 - 0.5, height / 2 - 0.5)
+    planes = from_depth(depth, camera, Mount(z=0.5), 0.26, KEEP, 9.0, 0.0)
+    assert planes is not None
+    expected = math.hypot(0.5, (width - 1 - camera.cx) / 50 * 0.5) - 0.26 - KEEP.margin_m
+    assert planes.room.min() == pytest.approx(expected)
+
+
 def test_depth_slows_like_ranges() -> None:
     drive = Drive(WHEELED)
     depth = np.full((48, 64), 1.9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from kineflow.config import CONFIG_ROOT, load_config, save_config
 from kineflow.contracts import Interface, KineflowError
+from kineflow.deploy.keep_out import Mount
 from kineflow.deploy.robot_profile import Geofence, KeepOut, RobotProfile, Watchdogs
 
 ROBOTS = sorted(file.stem for file in (CONFIG_ROOT / "robots").glob("*.yaml"))
@@ -109,3 +111,27 @@ def test_other_parts_are_checked_too() -> None:
         Geofence(polygon=((0.0, 0.0), (1.0, 0.0)))
     with pytest.raises(KineflowError, match=r"watchdogs.supervisor_s is 0"):
         Watchdogs(supervisor_s=0.0)
+
+
+CORNERS = ((0.0, 0.0), (4.0, 0.0), (4.0, 4.0), (0.0, 4.0))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: Geofence(CORNERS, margin_m=math.nan), "margin_m nan not negative and finite"),
+        (lambda: Geofence(CORNERS, margin_m=-1.0), "margin_m -1.0 not negative and finite"),
+        (lambda: Geofence((CORNERS[0], CORNERS[2], CORNERS[1], CORNERS[3])), "cross; give the corners in order"),
+        (lambda: Geofence(((0.0, 0.0), (1.0, 1.0), (2.0, 2.0))), "encloses nothing"),
+        (lambda: KeepOut(1.5, latency_s=math.inf), "not negative and finite"),
+        (lambda: KeepOut(1.5, margin_m=math.inf), "not negative and finite"),
+        (lambda: Mount(yaw=math.nan), "finite numbers"),
+        (lambda: dataclasses.replace(load_config(RobotProfile, "robots/wheeled"), rate_hz=math.inf), "both finite"),
+        (lambda: dataclasses.replace(load_config(RobotProfile, "robots/wheeled"), footprint_radius_m=math.inf), "both finite"),
+    ],
+)
+def test_what_would_open_a_fence_or_see_no_obstacle_is_refused(wrong: Callable[[], object], message: str) -> None:
+    """No comparison holds with NaN: such a margin would never stop anything."""
+    with pytest.raises(KineflowError, match=message):
+        wrong()
+    Geofence((*CORNERS, (0.5, 2.0)))  # not convex is well
