@@ -27,14 +27,15 @@ class Following:
 
     Nodes are `spacing_s` apart (create_topomap.py: 1 s). Asked are `radius` of them on each side of the closest, and one more
     ahead (at the beginning of a clip as many, all ahead). Nearer than `close_steps` to the closest, the next one is the subgoal
-    (theirs: 3 steps of 0.25 s). Arrived: the closest node is the last one and nearer than `arrived_steps`. That is stricter than
-    theirs, which is content with the last node being the closest: half a second of driving away.
+    (theirs: 3 steps of 0.25 s). Arrived: the closest node is the last one and nearer than `arrived_steps`. Theirs is content with
+    the last node being the closest. The bound only keeps lost robots from stopping: heads say 4 steps, give or take 4, of a
+    picture taken right here, and 9 half a second before it, so who waits for much less drives past.
     """
 
     spacing_s: float = 1.0
     radius: int = 2
     close_steps: float = 7.5
-    arrived_steps: float = 5.0
+    arrived_steps: float = 10.0
 
     def __post_init__(self) -> None:
         if not self.spacing_s > 0 or self.radius < 0 or min(self.close_steps, self.arrived_steps) < 0:

@@ -148,7 +148,7 @@ def test_nodes_and_windows() -> None:
     assert (follower.closest_node, follower.frame) == (3, 15)
     assert_array_equal(follower.window(), [1, 2, 3, 4, 5, 5])
     assert_array_equal(TopologicalFollower(1, 5.0).window(), np.zeros(6))
-    follower.answered(4, 6.0)
+    follower.answered(4, 11.0)
     assert (follower.closest_node, follower.has_arrived) == (5, False), "the last is the closest, but not near"
     follower.answered(2, 4.0)
     assert (follower.closest_node, follower.has_arrived) == (5, True)
@@ -177,11 +177,26 @@ def test_who_knows_distances_gets_to_the_end_and_stops_there_alone(length: int, 
         assert -2 <= follower.closest_node - before <= max(3, 5 - before), "it never leaves its window"
         assert abs(follower.frame - place) <= 5.1 + noise, "the closest node is one of both beside it"
         heard.append(follower.has_arrived)
-        assert not heard[-1] or length - 1 - place < 2.5
+        assert not heard[-1] or length - 1 - place < 2.6 + noise / 2
         goal = follower.frames_of(window)[subgoal[0]]
         place = float(np.clip(goal, place - 2, place + 2))
     assert place == length - 1
     assert noise > 0 or all(heard[-10:])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_who_does_not_slow_down_stops_near_the_end_by_distances_as_trained_heads_say_them(seed: int) -> None:
+    """Measured on held-out windows (navigation_vint): 4 steps, give or take 4, for a picture taken right here, 9 for one half a
+    second away. Four steps between answers, halted after three in a row; 12 steps at full speed are the radius of 1 m."""
+    rng, follower, place, heard = np.random.default_rng(seed), TopologicalFollower(41, CLIP_HZ), 0.0, list[bool]()
+    while not all([*heard[-3:], len(heard) >= 3]) and place < 200:
+        away = 2 * follower.frames_of(follower.window()) - place
+        said = np.hypot(4.0, 1.5 * away) + 2.0 * rng.normal(size=len(away))
+        closest, _ = follower.following.chosen(said[None])
+        follower.answered(int(closest[0]), float(said[closest[0]]))
+        heard.append(follower.has_arrived)
+        place += 4
+    assert abs(place - 80) <= 12
 
 
 def test_one_call_answers_as_if_each_picture_was_asked_about_alone(policy: ChunkPolicy) -> None:
