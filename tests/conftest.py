@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 from tests.run_again import pytest_report_teststatus, pytest_runtest_protocol, pytest_terminal_summary  # noqa: F401
@@ -48,6 +49,10 @@ CHECKED = (
 FOLDERS = ("heads", "encoders", "search", "distillation", "compose")
 MODULES = [f"kineflow.policies.{name}" for name in (*CHECKED, *FOLDERS)]
 install_import_hook(MODULES, "beartype.beartype")
+
+# How long an example takes is a matter of what else the machine does.
+settings.register_profile("any machine", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 EXPECTED = Path(__file__).parent / "expected_skips.txt"
 _skipped: list[tuple[str, str]] = []

@@ -49,7 +49,7 @@ def reader(store: EpisodeStore, chosen: list[int], goals: Goals) -> WindowReader
     st.integers(1, 5),
     st.sampled_from([10.0, 5.0, 4.0]),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_windows_see_what_a_plain_loop_sees(
     tmp_path_factory: pytest.TempPathFactory, makeup: list[tuple[int, bool]], frames: int, rate_hz: float
 ) -> None:

@@ -116,11 +116,14 @@ def test_answers_do_not_depend_on_who_shares_the_call(policy: ChunkPolicy) -> No
     here = [policy.predict(*question).actions[0] for question in questions]
     with remote(policy, max_wait_s=0.3, max_batch=8) as (server, many):
         alone = [one.predict(*question).actions[0] for one, question in zip(many, questions)]
-        shared = together(many, questions)
-        calls, rows = server.server.status()["calls"], server.server.status()["rows"]
+        for round in range(2, 22):
+            shared = together(many, questions)
+            status = server.server.status()
+            if status["calls"] < round * CLIENTS:  # some were shared; a busy machine may let none meet
+                break
     np.testing.assert_array_equal(alone, here)
-    assert rows == 2 * CLIENTS
-    assert calls < 2 * CLIENTS  # some were shared
+    assert status["rows"] == round * CLIENTS
+    assert status["calls"] < round * CLIENTS
     scale = max(np.abs(actions).max() for actions in here)
     np.testing.assert_allclose(shared, here, rtol=0, atol=SHARED * scale)
     assert np.abs(here[0] - here[1]).max() > 100 * SHARED * scale
