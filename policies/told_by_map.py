@@ -27,7 +27,7 @@ class ToldByMap(Told):
         stop: tuple[float, int] = (0.5, 3),
         following: Following | None = None,
     ) -> None:
-        super().__init__(goal, clip_rate_hz, contract, look, stop)
+        super().__init__(goal, clip_rate_hz, contract, look, (stop[0], 1))  # as theirs: the next answer may be past the end
         length = 1 if self.frames is None else len(self.frames)  # a goal image is a map of one node
         self.place, self.follower = TopologicalFollower(length, clip_rate_hz, following), None
 

@@ -26,15 +26,16 @@ class Following:
     """How a clip is followed. Distances are in steps of the policy's actions, as it predicts them.
 
     Nodes are `spacing_s` apart (create_topomap.py: 1 s). Asked are `radius` of them on each side of the closest, and one more
-    ahead (at the beginning of a clip as many, all ahead). Nearer than `close_steps` to the closest, the next one is the subgoal
-    (theirs: 3 steps of 0.25 s). Arrived: the closest node is the last one and nearer than `arrived_steps`. Theirs is content with
-    the last node being the closest. The bound only keeps lost robots from stopping: heads say 4 steps, give or take 4, of a
-    picture taken right here, and 9 half a second before it, so who waits for much less drives past.
+    ahead (at the beginning of a clip as many, all ahead). Nearer than `close_steps` to the closest, the next one is the subgoal:
+    theirs are 3 steps of 0.25 s, so on its way a robot always heads for the next. Heads say 9 steps midway, give or take 4: whose
+    bound is lower turns back to a picture behind it. Arrived: the closest node is the last one and nearer than `arrived_steps`.
+    Theirs is content with the last node being the closest; the bound only keeps lost robots from stopping. Heads say 4
+    steps, give or take 4, of a picture right here: who waits for much less drives past.
     """
 
     spacing_s: float = 1.0
     radius: int = 2
-    close_steps: float = 7.5
+    close_steps: float = 12.0
     arrived_steps: float = 10.0
 
     def __post_init__(self) -> None:
@@ -92,5 +93,5 @@ class TopologicalFollower:
 
     @property
     def has_arrived(self) -> bool:
-        """As far as the last answer tells; one answer may err, so wait for several in a row."""
+        """As far as the last answer tells."""
         return self.closest_node == self.num_nodes - 1 and self.distance < self.following.arrived_steps

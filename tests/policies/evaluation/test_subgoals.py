@@ -184,6 +184,12 @@ def test_who_knows_distances_gets_to_the_end_and_stops_there_alone(length: int, 
     assert noise > 0 or all(heard[-10:])
 
 
+def test_midway_between_two_pictures_it_does_not_turn_back_to_the_one_behind() -> None:
+    """9 steps is what heads say of both, and 3 more now and then."""
+    _, subgoal = Following().chosen(np.array([[18.0, 9, 9.5, 18], [20, 11.9, 12.1, 18], [40, 35, 33, 36]]))
+    assert_array_equal(subgoal, [2, 2, 2])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_who_does_not_slow_down_stops_near_the_end_by_distances_as_trained_heads_say_them(seed: int) -> None:
     """Measured on held-out windows (navigation_vint): 4 steps, give or take 4, for a picture taken right here, 9 for one half a
@@ -275,7 +281,11 @@ class Corridor:
 
     def _info(self, over: bool) -> dict[str, Any]:
         gap = abs(self.last - self.place)
-        return {"coverage": self.place / self.last, "distance": gap, "is_success": over and self.stopping and gap <= 3.5}
+        return {
+            "coverage": self.place / self.last,
+            "distance": gap,
+            "is_success": over and self.stopping and gap <= 5.5,
+        }  # Following.arrived_steps, and half a frame
 
 
 @pytest.mark.parametrize(("last", "goal"), [(37, "video"), (23, "video"), (12, "image")])
@@ -291,7 +301,7 @@ def test_a_trained_policy_drives_along_a_map_to_its_end(policy: ChunkPolicy, las
     if goal == "video":
         places = trajectory.coverage[: 2 * len(trajectory.cursor) : 2] * last
         assert np.abs(trajectory.cursor[1:] - places[:-1]).max() <= 7, "it knows where it is, from what it sees"
-        assert trajectory.cursor[-1] == last
+        assert trajectory.cursor[-1] >= last - 5, "where it was before the answer that stopped it"
 
 
 def test_who_tells_by_map(policy: ChunkPolicy) -> None:
